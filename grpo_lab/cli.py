@@ -1,0 +1,88 @@
+"""Hydra's command line with our manners: a wrong request is one to three lines and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from grpo_lab.config import CONF, Config
+from grpo_lab.errors import nearest
+
+
+def run_app(app: Callable[[], Any]) -> int:
+    """Run a `hydra.main` function; the exit code of the process.
+
+    Hydra prints its own errors and ends the process itself unless HYDRA_FULL_ERROR is set: then they reach us. A user
+    who sets it wants the traceback and gets it.
+    """
+    if "HYDRA_FULL_ERROR" in os.environ:
+        app()
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
+        return refuse(explain(error))
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+def refuse(message: str) -> int:
+    """Print a refusal; the exit code that goes with it."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def explain(error: BaseException) -> str:
+    """One to three lines for an error of Hydra or OmegaConf, with the nearest valid key or choice."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            return _unknown_choice(link.missing_cfg_file)
+    for link in chain:
+        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.full_key:
+            return _unknown_key(str(link.full_key))
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            return f"{link.full_key}: {str(link).splitlines()[0]}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override '{error.override}'; an override is key=value"
+    return "\n".join(str(error).strip().splitlines()[:3])
+
+
+def _chain(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _unknown_choice(file: str) -> str:
+    group, _, choice = file.removesuffix(".yaml").rpartition("/")
+    options = [path.stem for path in (CONF / group).glob("*.yaml")]
+    return f"{group}={choice}: no such option; {nearest(choice, options)}"
+
+
+def _unknown_key(full_key: str) -> str:
+    """The nearest among the keys beside the missing one."""
+    parent, _, _ = full_key.rpartition(".")
+    schema = OmegaConf.structured(Config)
+    node = OmegaConf.select(schema, parent) if parent else schema
+    valid = [str(key) for key in node] if OmegaConf.is_dict(node) else []
+    if parent in ("data", "rewards") or not valid:
+        valid = sorted(_yaml_keys(parent))
+    key = full_key.rpartition(".")[2]
+    return f"{full_key}: no such key; {nearest(key, valid)}" if valid else f"{full_key}: no such key"
+
+
+def _yaml_keys(group: str) -> set[str]:
+    keys = re.compile(r"^(\w+):", re.MULTILINE)
+    return {key for file in Path(CONF / group).glob("*.yaml") for key in keys.findall(file.read_text(encoding="utf-8"))}

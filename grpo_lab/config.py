@@ -1,0 +1,173 @@
+"""What was asked: the typed schema of a run, and reading and writing it.
+
+Nothing here decides anything; :mod:`grpo_lab.plan` does. Imports Hydra's config store and OmegaConf only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from grpo_lab.redaction import redact
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
+"""Folder of the shipped YAML files: inside the package in a wheel, beside it in a clone."""
+
+
+@dataclass
+class ModelConfig:
+    """A policy: where its weights are, and its shape, so that a plan needs no weights."""
+
+    name: str = MISSING
+    path: str = MISSING
+    """Local folder or hub id. `asset:NAME` is a checkpoint shipped inside the package."""
+    weights: str = "pretrained"
+    """`pretrained`, or `random`: exact architecture, random weights, no download (for timing)."""
+    revision: str | None = None
+    dtype: str = "float32"
+    """Of the trained weights, as in TRL; on GPUs the arithmetic is bf16 all the same (grpo.bf16)."""
+    attn: str | None = None
+    trust_remote_code: bool = False
+    parameters: int | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """The fields of the checkpoint's `config.json` that fix its shape, under transformers' own names."""
+
+
+@dataclass
+class VllmConfig:
+    """Who generates: transformers (`off`), vLLM in the trainer's processes (`colocate`), or a vLLM server."""
+
+    mode: str = "off"
+    tp: int = 1
+    dp: int = 1
+    """Number of engines. In server mode vLLM's own data parallelism; in colocate, processes divided by tp."""
+    url: str | None = None
+    """Use this running server instead of starting one."""
+    sleep: bool = False
+    gpu_memory_utilization: float | None = None
+    """Null: 0.3 in colocate mode, where the trainer shares the card; 0.9 in server mode."""
+    max_model_len: int | None = None
+    """Prompt plus completion, in tokens. Null: the model's context, or what the run needs if that is less."""
+    weight_transfer: str = "auto"
+    """`nccl`, `gloo` (through the CPU; for machines without NCCL between the roles), or `auto`."""
+    check_sync_every: int = 10
+    """Steps between two comparisons of vLLM's log-probabilities with the trainer's; 0 switches them off."""
+    max_logp_difference: float = 0.1
+    """Mean absolute difference (nats a token) above which vLLM's weights are taken for stale or wrong."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PeftConfig:
+    """An adapter; `kind: none` trains every weight. `options` are fields of peft's `LoraConfig`."""
+
+    kind: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DistributedConfig:
+    """How the trainer's processes share the model."""
+
+    kind: str = "ddp"
+
+
+@dataclass
+class TrackerConfig:
+    kind: str = "wandb"
+    mode: str = "offline"
+    project: str = "grpo-lab"
+    entity: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """Held-out evaluation before and after training, sampled at the training temperature."""
+
+    enabled: bool = True
+    problems: int = 500
+    """The first so many held-out problems; 0 takes all."""
+
+
+@dataclass
+class TimeoutsConfig:
+    """Seconds after which a run that makes no progress is ended."""
+
+    startup: float = 900.0
+    """From the start of the server, and again of the trainer, until it is ready."""
+    step: float = 1800.0
+    """For one training step."""
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    """`_target_`: a function `f(split, **the other keys) -> datasets.Dataset`."""
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """name -> `_target_`, `weight` and the function's own parameters."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    grpo: dict[str, Any] = field(default_factory=dict)
+    """Passed to `trl.GRPOConfig`, less what the plan owns."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    seed: int = 0
+    gpus: Any = "auto"
+    """`auto` (all that are visible), a number, or a list of ids."""
+    trainer_gpus: int | None = None
+    """Null: server mode, all GPUs that the server leaves; otherwise all."""
+    runs_dir: str = "runs"
+    name: str | None = None
+    resume: bool | None = None
+    """true: go on from the last checkpoint. false: start over, the old folder is set aside. Null: ask."""
+    warmup_steps: int = 2
+    """First steps that every timing leaves out."""
+    dry_run: bool = False
+
+
+_NOT_IDENTITY = ("runs_dir", "name", "resume", "dry_run", "tracker", "timeouts")
+_OPEN = ("grpo", "rewards", "vllm.engine", "vllm.env", "peft.options")
+
+
+def register() -> None:
+    """Put the schema into Hydra's store. Nodes that pass options on stay open, so they need no `+`."""
+    schema = OmegaConf.structured(Config)
+    for key in _OPEN:
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
+
+
+def from_hydra(composed: DictConfig) -> Config:
+    """The composed configuration, resolved, as a :class:`Config`."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write YAML. Secrets stay out; a run gets them through the environment."""
+    OmegaConf.save(OmegaConf.create(redact(asdict(config))), path)
+
+
+def load(path: Path) -> Config:
+    """Read what :func:`save` wrote."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    assert isinstance(merged, DictConfig)
+    return from_hydra(merged)
+
+
+def identity(config: Config) -> str:
+    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out."""
+    asked = {key: value for key, value in redact(asdict(config)).items() if key not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

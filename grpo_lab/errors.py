@@ -1,0 +1,20 @@
+"""What a user sees instead of a traceback: a wrong request, shown as one to three lines, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(ValueError):
+    """The request cannot be met. The message names the value and the way out."""
+
+
+def nearest(wrong: str, valid: Iterable[str], *, show: int = 8) -> str:
+    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them)."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    more = f", ... ({len(names)} in all)" if len(names) > show else ""
+    return f"valid: {', '.join(names[:show])}{more}"

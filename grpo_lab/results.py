@@ -1,0 +1,87 @@
+"""From what a run left behind to result.json: the numbers that tables are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from grpo_lab import stats, store
+from grpo_lab.config import Config
+from grpo_lab.plan import Plan
+from grpo_lab.store import Row, Run
+
+PHASES = ("generate", "sync", "reward", "logprobs", "train", "other")
+FORWARD_BACKWARD, FORWARD = 6, 2
+"""FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
+
+
+def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | None) -> Row:
+    """The content of result.json (see the README for the fields and their units)."""
+    rows, outcome = run.rows(), store.read_json(run.outcome) or {}
+    timed = [row for row in rows if row["step"] > config.warmup_steps]
+    return {
+        "status": status,
+        "failure": failure,
+        "model": config.model.name,
+        "vllm": plan.mode,
+        "tp": plan.tp,
+        "dp": plan.dp,
+        "gpus": plan.gpus,
+        "seed": config.seed,
+        "steps": len(rows),
+        "warmup_steps": config.warmup_steps,
+        "metrics": {
+            **_accuracy(run),
+            "reward_last": _reward_last(rows),
+            "step_time_s": _timing(timed, "step_time_s"),
+            "time_s": {phase: _timing(timed, f"time_s/{phase}") for phase in PHASES},
+            "generated_tokens_per_s": _timing(timed, "generated_tokens_per_s"),
+            "generated_tokens_per_s_per_gpu": _timing(timed, "generated_tokens_per_s_per_gpu"),
+            "tokens_per_s_per_gpu": _timing(timed, "tokens_per_s_per_gpu"),
+            "samples_per_s": _timing(timed, "samples_per_s"),
+            "mfu": _mfu(timed, config, plan),
+            "logp_difference": _timing(rows, "sampling/sampling_logp_difference/mean"),
+            "peak_memory_gib": outcome.get("peak_memory_gib"),
+            "startup_s": outcome.get("startup_s"),
+            "server_startup_s": outcome.get("server_startup_s"),
+        },
+    }
+
+
+def _accuracy(run: Run) -> Row:
+    before, after = (store.read_json(run.evaluation(moment)) for moment in ("before", "after"))
+    both = [pair for pair in zip(before or (), after or (), strict=False) if None not in pair]
+    return {
+        "accuracy_before": _proportion(before),
+        "accuracy_after": _proportion(after),
+        "accuracy_gain": stats.paired_difference(*zip(*both, strict=True)) if both else None,
+    }
+
+
+def _proportion(marks: list[int | None] | None) -> Any:
+    """Unreadable gold answers (None) are left out; n says how many problems counted."""
+    readable = [mark for mark in marks or () if mark is not None]
+    return stats.proportion(readable) if readable else None
+
+
+def _reward_last(rows: list[Row]) -> Any:
+    rewards = [row["reward"] for row in rows if row.get("reward") is not None]
+    tenth = rewards[-max(1, len(rewards) // 10) :]
+    return {"value": math.fsum(tenth) / len(tenth), "n": len(tenth)} if tenth else None
+
+
+def _timing(rows: list[Row], key: str) -> Any:
+    return stats.timing([row[key] for row in rows if row.get(key) is not None])
+
+
+def _mfu(rows: list[Row], config: Config, plan: Plan) -> Any:
+    """Model FLOPs utilisation of the whole step: training, log-probabilities and generation of the completion
+    tokens over what all GPUs of the run could do; attention and prompts are left out. Null where unknown.
+    """
+    if not plan.peak_flops or not config.model.parameters:
+        return None
+    passes = FORWARD_BACKWARD + FORWARD + (FORWARD if plan.mode != "off" else 0)
+    work = passes * config.model.parameters
+    return stats.timing(
+        [row["completion_tokens"] * work / row["step_time_s"] / plan.peak_flops for row in rows if "completion_tokens" in row]
+    )

