@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import nearest
@@ -52,6 +50,8 @@ def explain(error: BaseException) -> str:
         if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.full_key:
             return _unknown_key(str(link.full_key))
     for link in chain:
+        if isinstance(link, MissingMandatoryValue):
+            return f"{link.full_key}: a value is needed"
         if isinstance(link, OmegaConfBaseException) and link.full_key:
             return f"{link.full_key}: {str(link).splitlines()[0]}"
     if isinstance(error, OverrideParseException):
@@ -77,12 +77,5 @@ def _unknown_key(full_key: str) -> str:
     schema = OmegaConf.structured(Config)
     node = OmegaConf.select(schema, parent) if parent else schema
     valid = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    if parent in ("data", "rewards") or not valid:
-        valid = sorted(_yaml_keys(parent))
     key = full_key.rpartition(".")[2]
     return f"{full_key}: no such key; {nearest(key, valid)}" if valid else f"{full_key}: no such key"
-
-
-def _yaml_keys(group: str) -> set[str]:
-    keys = re.compile(r"^(\w+):", re.MULTILINE)
-    return {key for file in Path(CONF / group).glob("*.yaml") for key in keys.findall(file.read_text(encoding="utf-8"))}

@@ -6,7 +6,7 @@ from grpo_lab.store import Run
 
 
 def gather(run: Run) -> None:
-    """Write completions.parquet: step, prompt, completion, one column a reward, advantage. Nothing to do without any."""
+    """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage."""
     from pyarrow import concat_tables, parquet
 
     files = sorted(run.step_completions.glob("completions_*.parquet"))

@@ -111,7 +111,7 @@ class TimeoutsConfig:
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
-    """`_target_`: a function `f(split, **the other keys) -> datasets.Dataset`."""
+    """`_target_`: a function `f(split, **the other keys) -> datasets.Dataset`, split being train or test."""
     rewards: dict[str, Any] = field(default_factory=dict)
     """name -> `_target_`, `weight` and the function's own parameters."""
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -137,7 +137,7 @@ class Config:
 
 
 _NOT_IDENTITY = ("runs_dir", "name", "resume", "dry_run", "tracker", "timeouts")
-_OPEN = ("grpo", "rewards", "vllm.engine", "vllm.env", "peft.options")
+_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 
 
 def register() -> None:

@@ -50,7 +50,9 @@ def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
         "off": "transformers, in the trainer",
         "colocate": f"vLLM in the trainer's processes, {layout}",
         "server": f"vLLM server, {layout}, "
-        + (f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "running already" if not plan.server else "CPU"),
+        + (
+            f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "running already" if not plan.server else "CPU"
+        ),
     }[plan.mode]
     return [("trainer", trainer + many), ("generate", generation)]
 
@@ -138,7 +140,9 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
             f"   gain {_share(gain, sign=True)}   n={metrics['accuracy_after']['n']}"
         )
     elif metrics["accuracy_before"]:
-        say.append(f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}")
+        say.append(
+            f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}"
+        )
     if metrics["step_time_s"]:
         skipped = f"first {result['warmup_steps']} left out"
         say.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
+import datasets  # type: ignore[import-untyped]
 
 SPLITS = ("train", "test")
 TEST_SHARE = 10  # one arithmetic problem in ten is a test problem
@@ -95,7 +95,7 @@ def steps(problem: Problem) -> list[tuple[Problem, int]]:
     while operators:
         at = operators.index("*") if "*" in operators else 0
         step = Problem((numbers[at], numbers[at + 1]), (operators[at],))
-        done.append((step, _calculate(*step.numbers, operators[at])))
+        done.append((step, _calculate(numbers[at], operators[at], numbers[at + 1])))
         numbers[at : at + 2] = [done[-1][1]]
         del operators[at]
     return done
@@ -117,10 +117,7 @@ def gsm8k(
     _check_split(split)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} gives no rows; use 1 or more, or null for all rows")
-    if path is None:
-        located = _hub_rows(hub_id, hub_config, split)
-    else:
-        located = _jsonl_rows(Path(path).expanduser(), split)
+    located = _jsonl_rows(Path(path).expanduser(), split) if path else _hub_rows(hub_id, hub_config, split)
     rows = [_gsm8k_row(row, where, system_prompt) for where, row in located[:limit]]
     return datasets.Dataset.from_list(rows)
 
@@ -155,7 +152,7 @@ def _distinct_problems(split: str, *, seed: int, size: int, difficulty: int) -> 
     )
 
 
-def _calculate(left: int, right: int, operator: str) -> int:
+def _calculate(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 

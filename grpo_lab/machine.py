@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpo_lab import upstream
@@ -66,15 +67,23 @@ def describe(machine: Machine) -> dict[str, object]:
     }
 
 
+def gpu_memory_gib(ids: Sequence[str]) -> float | None:
+    """Memory in use on the fullest of these GPUs, by all processes on it; None where there is none."""
+    used = [float(row[1]) / 1024 for row in _nvidia_smi("index,memory.used") if row[0] in ids]
+    return round(max(used), 2) if used else None
+
+
 def _nvidia_gpus() -> tuple[Gpu, ...]:
+    return tuple(Gpu(row[0], row[1], round(float(row[2]) / 1024, 1)) for row in _nvidia_smi("index,name,memory.total"))
+
+
+def _nvidia_smi(columns: str) -> list[list[str]]:
+    """One row a GPU; none where there is no NVIDIA driver. Memory is in MiB."""
     if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
+        return []
+    query = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    if answer.returncode != 0:
-        return ()
-    rows = [line.split(", ") for line in answer.stdout.strip().splitlines()]
-    return tuple(Gpu(row[0], row[1], round(float(row[2]) / 1024, 1)) for row in rows)
+    return [line.split(", ") for line in answer.stdout.strip().splitlines()] if answer.returncode == 0 else []
 
 
 def _visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:

@@ -119,6 +119,8 @@ class Plan:
     """Arguments of GRPOConfig that the harness decides."""
     trainer: Command
     server: ServerPlan | None
+    weight_transfer: str | None
+    """How weights reach the server: nccl or gloo; None without a server."""
     prepare: Command | None
     """Makes the checkpoint with random weights, if it is not in the cache."""
     peak_flops: float | None
@@ -152,6 +154,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     shape = policy.architecture(config.model)
     _check_shape(config, shape)
     processes, trainer_gpus, server_gpus = _roles(config, gpus)
+    _check_sharding(config.distributed.kind, machine, processes, on_gpu=bool(gpus))
     batch = _batch(config.grpo, processes)
     model_path = policy.location(config.model)
     server = _server(config, machine, model_path, server_gpus, ports)
@@ -168,7 +171,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         trl=_trl(config, batch, on_gpu=bool(gpus), server=server, folder=folder, ports=ports),
         trainer=_trainer(config, machine, folder, processes, trainer_gpus, ports),
         server=server,
-        prepare=_prepare(config, model_path),
+        weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
+        prepare=_prepare(config, model_path, folder),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
     )
 
@@ -215,7 +219,9 @@ def _allowed_gpus(config: Config, machine: Machine) -> tuple[str, ...]:
         ids = tuple(str(item) for item in config.gpus)
         missing = [item for item in ids if item not in have]
         if missing or len(set(ids)) < len(ids):
-            raise RequestError(f"gpus={list(ids)}: this machine has {', '.join(have) or 'no GPUs'}, each to be named once")
+            raise RequestError(
+                f"gpus={list(ids)}: this machine has {', '.join(have) or 'no GPUs'}, each to be named once"
+            )
         return ids
     raise RequestError(f"gpus={config.gpus}: 'auto', a number, or a list of ids such as [0,1]")
 
@@ -273,7 +279,9 @@ def _check_shape(config: Config, shape: Mapping[str, Any]) -> None:
     if heads and heads % tp:
         raise RequestError(f"vllm.tp={tp} does not divide the {heads} attention heads of {config.model.name}")
     if kv_heads and kv_heads % tp and tp % kv_heads:
-        raise RequestError(f"vllm.tp={tp} neither divides nor is a multiple of the {kv_heads} kv heads of {config.model.name}")
+        raise RequestError(
+            f"vllm.tp={tp} neither divides nor is a multiple of the {kv_heads} kv heads of {config.model.name}"
+        )
     for what, size in (
         ("mlp size", shape.get("intermediate_size")),
         ("vocabulary, padded to a multiple of 64,", 64 * math.ceil(shape.get("vocab_size", 0) / 64)),
@@ -305,14 +313,25 @@ def _roles(config: Config, gpus: tuple[str, ...]) -> tuple[int, tuple[str, ...],
     for_server = engines if vllm.mode == "server" and vllm.url is None else 0
     left = len(gpus) - for_server
     if left < 1 or (wanted or 1) > left:
-        roles = f"{for_server} for the server (tp x dp), " if for_server else ""
-        raise RequestError(
-            f"{roles}{wanted or 'at least 1'} for the trainer: there are {len(gpus)} GPUs, and the two must not share one"
-            if for_server
-            else f"trainer_gpus={wanted}: there are {len(gpus)} GPUs"
-        )
+        if not for_server:
+            raise RequestError(f"trainer_gpus={wanted}: there are {len(gpus)} GPUs")
+        need = f"{for_server} for the server (tp x dp), {wanted or 'at least 1'} for the trainer"
+        raise RequestError(f"{need}: there are {len(gpus)} GPUs, and the two must not share one")
     trainer = gpus[: wanted or left]
     return len(trainer), trainer, gpus[len(trainer) : len(trainer) + for_server]
+
+
+def _check_sharding(kind: str, machine: Machine, processes: int, *, on_gpu: bool) -> None:
+    if kind == "ddp":
+        return
+    if not on_gpu:
+        raise RequestError(f"distributed={kind}: needs GPUs; distributed=ddp")
+    if processes == 1:
+        raise RequestError(f"distributed={kind}: one process has nobody to share with; distributed=ddp, or more GPUs")
+    if kind.startswith("zero") and "deepspeed" not in machine.versions:
+        raise RequestError(
+            f"distributed={kind}: deepspeed is not installed; pip install deepspeed, or distributed=fsdp2"
+        )
 
 
 def _batch(grpo: Mapping[str, Any], processes: int) -> Batch:
@@ -324,10 +343,11 @@ def _batch(grpo: Mapping[str, Any], processes: int) -> Batch:
         raise RequestError("grpo.generation_batch_size and grpo.per_device_train_batch_size must be at least 1")
     for what, by in ((f"grpo.num_generations={generations}", generations), (f"{processes} processes", processes)):
         if completions % by:
-            below, above = completions // by * by, (completions // by + 1) * by
+            nearby = " or ".join(str(size) for size in (completions // by * by, (completions // by + 1) * by) if size)
+            fewer = max(count for count in range(1, processes + 1) if completions % count == 0)
+            way_out = f", or trainer_gpus={fewer}" if by == processes else ""
             raise RequestError(
-                f"grpo.generation_batch_size={completions} is not a multiple of {what};"
-                f" next ones: {f'{below} or ' if below else ''}{above}"
+                f"grpo.generation_batch_size={completions} is not a multiple of {what}; next ones: {nearby}{way_out}"
             )
     each = completions // processes
     per_device = max(size for size in range(1, min(limit, each) + 1) if each % size == 0)
@@ -371,7 +391,12 @@ def _trl(
             "vllm_group_port": ports.weights,
         }
     sharding = _SHARDING_OPTIONS.get(config.distributed.kind, {})
-    defaults = {"bf16": on_gpu, "gradient_checkpointing": on_gpu, "log_completions": True, "num_completions_to_print": 0}
+    defaults = {
+        "bf16": on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "log_completions": True,
+        "num_completions_to_print": 0,
+    }
     return {**defaults, **passed, **owned, **sharding}
 
 
@@ -460,11 +485,20 @@ def data_arguments(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.data.items() if key not in ("_target_", "max_prompt_tokens")}
 
 
-def _prepare(config: Config, model_path: str) -> Command | None:
-    return None
+def _prepare(config: Config, model_path: str, folder: Path) -> Command | None:
+    if config.model.weights != "random" or (Path(model_path) / "config.json").is_file():
+        return None
+    return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
+
+
+CPU_ENGINE_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def _trainer_env(config: Config, machine: Machine, processes: int, gpus: tuple[str, ...]) -> dict[str, str]:
-    threads = max(1, machine.cores // processes)
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    return {**env, "PYTHONUNBUFFERED": "1", **{key: str(value) for key, value in config.vllm.env.items()}}
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if not gpus:
+        env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
+    if config.vllm.mode == "colocate":
+        env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        env |= {} if gpus else CPU_ENGINE_ENV
+    return env | {key: str(value) for key, value in config.vllm.env.items()}

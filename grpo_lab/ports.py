@@ -22,8 +22,8 @@ DEFAULT_RANGE = "20000-29999"  # below the kernel's ephemeral ports
 def lease(count: int) -> Iterator[tuple[int, ...]]:
     """`count` free ports, ours until the block ends or this process does.
 
-    A port is free when nobody leases it (a lock file, which the kernel unlocks when its holder dies) and nothing is bound
-    to it. The lock, unlike the test alone, also holds for the time until our server has bound the port.
+    A port is free when nobody leases it (a lock file, which the kernel unlocks when its holder dies) and nothing is
+    bound to it. The lock, unlike the test alone, also holds for the time until our server has bound the port.
     """
     with ExitStack() as held:
         yield tuple(_lease_one(held) for _ in range(count))
@@ -31,8 +31,9 @@ def lease(count: int) -> Iterator[tuple[int, ...]]:
 
 def _lease_one(held: ExitStack) -> int:
     first, last = port_range()
-    start = random.Random().randrange(first, last + 1)
-    for port in [*range(start, last + 1), *range(first, start)]:
+    start = random.SystemRandom().randint(first, last)
+    ports: list[int] = [*range(start, last + 1), *range(first, start)]
+    for port in ports:
         lock = _lock(port)
         if lock is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -54,7 +55,11 @@ class Child:
         self.scratch = make_scratch() if scratch is None else scratch
         self._exit: int | None = None
         self._heard = b""
-        self._start({**os.environ, "VLLM_RPC_BASE_PATH": str(self.scratch), **env, TREE: self.tree}, cwd)
+        try:
+            self._start({**os.environ, "VLLM_RPC_BASE_PATH": str(self.scratch), **env, TREE: self.tree}, cwd)
+        except OSError:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise
 
     def _start(self, env: Mapping[str, str], cwd: Path | None) -> None:
         # Isolated and without site: the warden must start in no time and not be ours to break by PYTHONPATH.
@@ -70,7 +75,8 @@ class Child:
                 start_new_session=True,
                 bufsize=0,
             )
-        assert self._warden.stdin is not None and self._warden.stdout is not None
+        assert self._warden.stdin is not None
+        assert self._warden.stdout is not None
         self._orders, self._reports = self._warden.stdin, self._warden.stdout
         first = self._report()
         if first is None or "pid" not in first:
@@ -101,10 +107,8 @@ class Child:
         """End the tree: SIGTERM, then SIGKILL to every descendant; returns the exit code when none is left."""
         grace_s = self.grace_s if grace_s is None else grace_s
         if not self._orders.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended by itself
                 self._orders.write(f"stop {grace_s}\n".encode())
-            except BrokenPipeError:
-                pass  # it has ended by itself
         return self.wait(grace_s + KILL_PATIENCE_S)
 
     def __enter__(self) -> Child:

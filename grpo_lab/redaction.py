@@ -13,15 +13,11 @@ from typing import Any
 REDACTED = "***"
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_SECRET = frozenset("secret secrets password passwd passphrase credential credentials apikey bearer".split())
-_SECRET_LAST = frozenset("token tokens key keys auth pat".split())
+_SECRET = {"secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "bearer"}
+_SECRET_LAST = {"token", "tokens", "key", "keys", "auth", "pat"}
 _HARMLESS_BEFORE = {
-    "token": frozenset(
-        "max min num total eos bos pad unk sep cls mask image video audio stop start end special".split()
-    ),
-    "key": frozenset(
-        "sort group primary prompt solution answer column row cache metric query label text".split()
-    ),
+    "token": "max min num total eos bos pad unk sep cls mask image video audio stop start end special",
+    "key": "sort group primary prompt solution answer column row cache metric query label text",
 }
 _TOKEN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[opsru]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
@@ -43,8 +39,8 @@ def is_secret_name(name: str) -> bool:
         return True
     if not words or words[-1] not in _SECRET_LAST:
         return False
-    harmless = _HARMLESS_BEFORE.get(words[-1].removesuffix("s"), frozenset())
-    return not harmless.intersection(words[:-1])
+    harmless = _HARMLESS_BEFORE.get(words[-1].removesuffix("s"), "").split()
+    return not set(harmless).intersection(words[:-1])
 
 
 def redact_text(text: str) -> str:

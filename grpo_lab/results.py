@@ -15,8 +15,11 @@ FORWARD_BACKWARD, FORWARD = 6, 2
 """FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
 
 
-def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | None) -> Row:
-    """The content of result.json (see the README for the fields and their units)."""
+def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | None, server: Row) -> Row:
+    """The content of result.json (see the README for the fields and their units).
+
+    `server` is what the conductor saw of the vLLM server: `startup_s`, `peak_memory_gib`; empty without one.
+    """
     rows, outcome = run.rows(), store.read_json(run.outcome) or {}
     timed = [row for row in rows if row["step"] > config.warmup_steps]
     return {
@@ -31,7 +34,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "steps": len(rows),
         "warmup_steps": config.warmup_steps,
         "metrics": {
-            **_accuracy(run),
+            **accuracy(run),
             "reward_last": _reward_last(rows),
             "step_time_s": _timing(timed, "step_time_s"),
             "time_s": {phase: _timing(timed, f"time_s/{phase}") for phase in PHASES},
@@ -41,14 +44,14 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
             "samples_per_s": _timing(timed, "samples_per_s"),
             "mfu": _mfu(timed, config, plan),
             "logp_difference": _timing(rows, "sampling/sampling_logp_difference/mean"),
-            "peak_memory_gib": outcome.get("peak_memory_gib"),
-            "startup_s": outcome.get("startup_s"),
-            "server_startup_s": outcome.get("server_startup_s"),
+            "peak_memory_gib": {"trainer": outcome.get("peak_memory_gib"), "server": server.get("peak_memory_gib")},
+            "startup_s": {"trainer": outcome.get("startup_s"), "server": server.get("startup_s")},
         },
     }
 
 
-def _accuracy(run: Run) -> Row:
+def accuracy(run: Run) -> Row:
+    """Held-out pass@1 before and after, and the paired gain; null for what was not evaluated."""
     before, after = (store.read_json(run.evaluation(moment)) for moment in ("before", "after"))
     both = [pair for pair in zip(before or (), after or (), strict=False) if None not in pair]
     return {
@@ -83,5 +86,9 @@ def _mfu(rows: list[Row], config: Config, plan: Plan) -> Any:
     passes = FORWARD_BACKWARD + FORWARD + (FORWARD if plan.mode != "off" else 0)
     work = passes * config.model.parameters
     return stats.timing(
-        [row["completion_tokens"] * work / row["step_time_s"] / plan.peak_flops for row in rows if "completion_tokens" in row]
+        [
+            row["completion_tokens"] * work / row["step_time_s"] / plan.peak_flops
+            for row in rows
+            if "completion_tokens" in row
+        ]
     )

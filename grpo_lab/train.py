@@ -17,18 +17,19 @@ from types import FrameType
 
 import hydra
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from grpo_lab import completions, curve, results, store, tracker
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
-from grpo_lab import completions, curve, results, store, tracker
-from grpo_lab.cli import refuse, run_app
+from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import RequestError
-from grpo_lab.machine import Machine, describe, read_machine
+from grpo_lab.machine import Machine, describe, gpu_memory_gib, read_machine
 from grpo_lab.plan import Plan, Ports, make_plan
 from grpo_lab.ports import lease
-from grpo_lab.preflight import check_data, check_rewards
+from grpo_lab.preflight import check_data, check_targets
 from grpo_lab.processes import Child
 from grpo_lab.redaction import redact, redact_text
 from grpo_lab.server import Server, ServerError, attach, vllm_server
@@ -64,8 +65,8 @@ def app(composed: DictConfig) -> float | None:
     """
     try:
         return conduct(configuration.from_hydra(composed), Console())
-    except RequestError as error:
-        sys.exit(refuse(str(error)))
+    except (RequestError, OmegaConfBaseException) as error:
+        sys.exit(refuse(explain(error)))
     except RunFailed as error:
         sys.exit(error.exit_code)
 
@@ -76,7 +77,7 @@ def conduct(config: Config, console: Console) -> float | None:
     folder = Path(config.runs_dir) / (config.name or default_name(config))
     with lease(3) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
-        check_rewards(config.rewards)
+        check_targets(config)
         tracker.check(config.tracker)
         terminal.banner(console, config, plan, machine, folder)
         if config.dry_run:
@@ -117,7 +118,9 @@ def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
         console.print(f"  the earlier run is now {run.set_aside()}", highlight=False)
         return None
     if configuration.identity(configuration.load(run.config)) != configuration.identity(config):
-        raise RequestError(f"{run.folder} holds a run of another config; choose another name=, or resume=false to start over")
+        raise RequestError(
+            f"{run.folder} holds a run of another config; choose another name=, or resume=false to start over"
+        )
     result = store.read_json(run.result)
     if result and result["status"] == "finished":
         console.print("  finished before; resume=false runs it again", highlight=False)
@@ -172,11 +175,17 @@ def git_commit() -> str | None:
 def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
     """Start the children, wait for the end, write result.json. Raises RunFailed if the run did not finish."""
     failed: Row | None = None
+    seen: Row = {}
     with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
         try:
+            prepare(run, config, plan, progress, stop)
+            started = time.monotonic()
             with server_of(run, config, plan, stop, progress) as server:
+                if server is not None:
+                    seen["startup_s"] = time.monotonic() - started
                 progress.show("starting the trainer")
                 train(run, config, plan, progress, stop, server)
+                seen["peak_memory_gib"] = gpu_memory_gib(plan.server_gpus)
         except Failure as failure:
             failed = failure.row
         except ServerError as error:
@@ -186,7 +195,7 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
     if stop.asked and failed is None and not finished(run):
         raise interrupted(run, stop, console)
     completions.gather(run)
-    result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed)
+    result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
     curve.draw(run, result)
     store.write_json(run.result, result)
     terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
@@ -245,16 +254,32 @@ def server_of(run: Run, config: Config, plan: Plan, stop: Stop, progress: termin
             raise KeyboardInterrupt
         progress.show(line)
 
+    if config.vllm.url is not None:
+        attach(config.vllm.url, tp=plan.tp, dp=plan.dp, backend=str(plan.weight_transfer), timeout_s=30.0)
     if plan.server is None:
         yield None
         return
-    with vllm_server(plan.server, log=run.server_log, timeout_s=config.timeouts.startup, on_progress=on_progress) as server:
+    with vllm_server(
+        plan.server, log=run.server_log, timeout_s=config.timeouts.startup, on_progress=on_progress
+    ) as server:
         yield server
 
 
-def train(
-    run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop, server: Server | None
-) -> None:
+def prepare(run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop) -> None:
+    """Make the checkpoint with random weights where the run needs one that is not there yet."""
+    if plan.prepare is None:
+        return
+    progress.show("drawing random weights")
+    with Child(plan.prepare.argv, env=plan.prepare.env, log=run.worker_log) as child:
+        while (code := child.poll()) is None:
+            time.sleep(POLL_S)
+            if stop.hard:
+                raise KeyboardInterrupt
+    if code != 0:
+        raise Failure("error", f"drawing random weights ended with exit code {code}", run.worker_log)
+
+
+def train(run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop, server: Server | None) -> None:
     """Start the trainer and wait for its end. Raises Failure, ServerError, KeyboardInterrupt on a second signal."""
     told = False
     with Child(plan.trainer.argv, env=plan.trainer.env, log=run.worker_log) as child:

@@ -32,7 +32,14 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 """Choices that TRL 1.16 checks late or not at all."""
 
-_SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list}
+_SIMPLE: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "dict": (dict,),
+    "list": (list,),
+}
 
 
 def version(distribution: str) -> str | None:

@@ -4,10 +4,10 @@ Run by file path and isolated (`python -IS warden.py GRACE_S SCRATCH COMMAND...`
 the standard library: starting it costs about 30 ms. Linux only.
 
 It is a subreaper: whatever the command starts stays its descendant, also after `setsid`, double forks, or the death of
-everything in between. It ends the tree when the command ends, when standard input closes (only the owner holds the other
-end, so this happens however the owner dies, SIGKILL included), when the owner writes `stop GRACE_S`, or on SIGTERM,
-SIGINT or SIGHUP. One SIGTERM is not enough for everything (vLLM 0.31 swallows it while it initialises), hence SIGKILL to
-all that is left after the grace, again and again until nothing is.
+everything in between. It ends the tree when the command ends, when standard input closes (only the owner holds the
+other end, so this happens however the owner dies, SIGKILL included), when the owner writes `stop GRACE_S`, or on
+SIGTERM, SIGINT or SIGHUP. One SIGTERM is not enough for everything (vLLM 0.31 swallows it while it initialises), hence
+SIGKILL to all that is left after the grace, again and again until nothing is.
 
 Standard output is the owner's: one JSON object a line, `{"pid": n}` or `{"errno": n}`, then `{"exit": code}` as soon as
 the command has ended; the end of the stream says that the tree is gone. Standard error is the command's log.

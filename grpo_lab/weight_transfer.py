@@ -1,9 +1,12 @@
 """Weights from the trainer into vLLM without NCCL: a weight-transfer backend `gloo`, both ends of it, as a vLLM plugin.
 
 For servers on a CPU, and for GPU hosts whose NCCL cannot reach from the trainer to the server. vLLM calls `register` in
-each of its processes (entry point group `vllm.general_plugins`), so importing this module must cost nothing: torch, vLLM
-and TRL are imported where they are used. Written against vLLM 0.26 to 0.31 and TRL 1.16.
+each of its processes (entry point group `vllm.general_plugins`), so importing this module must cost nothing: torch,
+vLLM and TRL are imported where they are used. Written against vLLM 0.26 to 0.31 and TRL 1.16.
 """
+
+# TRL and vLLM are not typed, and not installed everywhere; torch does not declare all that it exports.
+# mypy: allow-untyped-calls, allow-subclassing-any, disable-error-code="attr-defined"
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def keep_cpu_weights() -> None:
         return
 
     @functools.wraps(packing)
-    def dispatch(layer: torch.nn.Module, remove_weight: bool) -> None:
+    def dispatch(layer: Any, remove_weight: bool) -> None:
         if layer.weight.ndim == 2:
             layer.cpu_linear = torch.nn.functional.linear
         else:  # convolutions and stacked experts are no linear layers
@@ -71,7 +74,7 @@ class Wire:
 
         timeout = timedelta(seconds=timeout_s)
         self.rank, self.size, self.timeout_s = rank, size, timeout_s
-        self._store = TCPStore(address, port, size, rank == 0, timeout, wait_for_workers=False)
+        self._store: Any = TCPStore(address, port, size, rank == 0, timeout, wait_for_workers=False)
         self._loopback = address in LOOPBACK
 
     def announce(self, meeting: str) -> None:
@@ -98,7 +101,7 @@ class Wire:
         device = ProcessGroupGloo.create_device(hostname="127.0.0.1") if self._loopback else None
         options._devices = [device or ProcessGroupGloo.create_default_device()]
         options._timeout = timedelta(seconds=self.timeout_s)
-        self._group = ProcessGroupGloo(PrefixStore("gloo", self._store), self.rank, self.size, options)
+        self._group: Any = ProcessGroupGloo(PrefixStore("gloo", self._store), self.rank, self.size, options)
 
     def send(self, tensor: torch.Tensor) -> None:
         import torch
@@ -156,6 +159,7 @@ def engine_class() -> type:
         init_info_cls = GlooInitInfo
         update_info_cls = GlooUpdateInfo
         supports_draft_weight_update = False
+        model: Any
         _wire: Wire | None = None
 
         def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -187,6 +191,7 @@ def engine_class() -> type:
                 torch.accelerator.synchronize()
 
         def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+            assert self._wire is not None
             self._wire.announce(update_info.meeting)
             incoming = self._incoming(update_info)
             try:
@@ -197,6 +202,7 @@ def engine_class() -> type:
                     continue
 
         def _incoming(self, update: GlooUpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+            assert self._wire is not None
             for name, dtype, shape in zip(update.names, update.dtype_names, update.shapes, strict=True):
                 yield name, self._wire.receive(getattr(torch, dtype), shape).to(self.device)
 
@@ -221,7 +227,9 @@ def gloo_client(address: str | None = None, timeout_s: float = TIMEOUT_S) -> typ
     from requests.adapters import HTTPAdapter
     from trl.generation.vllm_client import VLLMClient
 
-    class GlooClient(VLLMClient):  # type: ignore[misc, unused-ignore]
+    class GlooClient(VLLMClient):
+        communicator: Any
+
         def init_communicator(self, device: torch.device | str | int = 0) -> None:
             """Meet the server's workers. `device` is TRL's; tensors may be anywhere."""
             self._refuse_other_backends()
@@ -257,7 +265,7 @@ def gloo_client(address: str | None = None, timeout_s: float = TIMEOUT_S) -> typ
             with self._request("update_weights", update_info=update) as request:
                 self.communicator.await_receivers(meeting, request)
                 for (expected, _, shape), (name, tensor) in zip(metadata, named_params, strict=True):
-                    assert name == expected and list(tensor.shape) == list(shape), f"{name} is not {expected}"
+                    assert (name, list(tensor.shape)) == (expected, list(shape))
                     self.communicator.send(tensor)
             if not self._updating_weights:
                 self._finish_weight_update()

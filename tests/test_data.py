@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ GOOD = {"question": "How many?", "answer": "Two.\n#### 2"}
 
 def arithmetic(split: str, **changes: Any) -> Any:
     return data.arithmetic(split, **{"seed": 0, "train_size": 400, "test_size": 100, "difficulty": 2} | changes)
+
+
+@contextmanager
+def refused(kind: type[Exception], words: list[str]) -> Iterator[None]:
+    """The block raises `kind` with one line that holds every word."""
+    with pytest.raises(kind, match=r"\A.+\Z") as error:
+        yield
+    assert [word for word in words if word not in str(error.value)] == []
 
 
 def write_gsm8k(folder: Path, *lines: str) -> str:
@@ -82,16 +92,14 @@ def test_steps_solve_products_first(numbers: tuple[int, ...], operators: tuple[s
     ],
 )
 def test_arithmetic_refuses_in_one_line(changes: dict[str, int], words: list[str]) -> None:
-    with pytest.raises(ValueError) as error:
+    with refused(ValueError, words):
         arithmetic("train", **changes)
-    assert_readable(error.value, words)
 
 
 def test_both_refuse_an_unknown_split(tmp_path: Path) -> None:
     for load in (lambda: arithmetic("dev"), lambda: data.gsm8k("dev", path=str(tmp_path))):
-        with pytest.raises(ValueError) as error:
+        with refused(ValueError, ["'dev'", "train, test"]):
             load()
-        assert_readable(error.value, ["'dev'", "train, test"])
 
 
 def test_system_prompt_comes_first_when_given(tmp_path: Path) -> None:
@@ -140,25 +148,21 @@ def test_gsm8k_keeps_a_line_separator_inside_text(tmp_path: Path) -> None:
     ],
 )
 def test_gsm8k_names_the_bad_row(tmp_path: Path, lines: list[str], words: list[str]) -> None:
-    with pytest.raises(ValueError) as error:
+    with refused(ValueError, words):
         data.gsm8k("train", path=write_gsm8k(tmp_path, *lines))
-    assert_readable(error.value, words)
 
 
 def test_gsm8k_names_a_missing_folder_or_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error:
+    with refused(FileNotFoundError, ["nowhere", "train.jsonl and test.jsonl"]):
         data.gsm8k("train", path=str(tmp_path / "nowhere"))
-    assert_readable(error.value, ["nowhere", "train.jsonl and test.jsonl"])
-    with pytest.raises(FileNotFoundError) as error:
+    with refused(FileNotFoundError, ["test.jsonl is missing"]):
         data.gsm8k("test", path=write_gsm8k(tmp_path, json.dumps(GOOD)))
-    assert_readable(error.value, ["test.jsonl is missing"])
 
 
 def test_gsm8k_refuses_what_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(b'{"question": "\xff"}\n')
-    with pytest.raises(ValueError) as error:
+    with refused(ValueError, ["UTF-8"]):
         data.gsm8k("train", path=str(tmp_path))
-    assert_readable(error.value, ["UTF-8"])
 
 
 def test_gsm8k_from_an_unreachable_hub_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +170,8 @@ def test_gsm8k_from_an_unreachable_hub_names_the_way_out(monkeypatch: pytest.Mon
         raise ConnectionError("Couldn't reach the Hub\nsecond line")
 
     monkeypatch.setattr(data.datasets, "load_dataset", unreachable)
-    with pytest.raises(FileNotFoundError) as error:
+    with refused(FileNotFoundError, ["openai/gsm8k", "path="]):
         data.gsm8k("train", path=None)
-    assert_readable(error.value, ["openai/gsm8k", "path="])
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "gsm8k"])
@@ -183,9 +186,3 @@ def test_the_shipped_arithmetic_defaults_load() -> None:
     shipped.pop("_target_")
     for split in data.SPLITS:
         assert len(data.arithmetic(split, **shipped)) == shipped[f"{split}_size"]
-
-
-def assert_readable(error: Exception, words: list[str]) -> None:
-    assert "\n" not in str(error)
-    for word in words:
-        assert word in str(error)

@@ -106,8 +106,10 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
     with pytest.raises(FileNotFoundError):
-        Child(["true"], env={}, log=tmp_path / "log", cwd=tmp_path / "nowhere")
+        Child(["true"], env={}, log=tmp_path / "log", cwd=tmp_path / "nowhere", scratch=scratch)
+    assert not scratch.exists()
 
 
 def test_output_goes_to_the_log_and_env_over_ours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra.utils import get_method
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from grpo_lab.rewards import accuracy, format
@@ -125,11 +125,7 @@ UNREADABLE = [
 
 
 def test_what_equals_what() -> None:
-    rows = (
-        [(g, c, 1.0) for g, c in EQUAL]
-        + [(g, c, 0.0) for g, c in DIFFERENT]
-        + [(g, c, None) for g, c in UNREADABLE]
-    )
+    rows = [(g, c, 1.0) for g, c in EQUAL] + [(g, c, 0.0) for g, c in DIFFERENT] + [(g, c, None) for g, c in UNREADABLE]
     scores = accuracy([completion for _, completion, _ in rows], [gold for gold, _, _ in rows])
     assert [row for row, score in zip(rows, scores, strict=True) if score != row[2]] == []
 
@@ -164,7 +160,11 @@ def test_messages_of_every_shape() -> None:
             "content": [{"type": "text", "text": r"\boxed{"}, {"type": "text", "text": "5}"}],
         }
     ]
-    turns = [*chat(r"\boxed{4}"), {"role": "tool", "content": "5"}, *chat(r"\boxed{5}")]
+    turns: list[dict[str, str | None]] = [
+        *chat(r"\boxed{4}"),
+        {"role": "tool", "content": "5"},
+        *chat(r"\boxed{5}"),
+    ]
     assert accuracy([parts, turns, chat(None), []], ["5"] * 4, prompts=["?"] * 4, other=[1] * 4) == [
         1.0,
         1.0,
@@ -222,9 +222,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> bool:
 
 @pytest.mark.parametrize("end", ["idle, SIGKILL", "busy, SIGKILL", "idle, SIGTERM", "normal exit"])
 def test_no_process_is_left(end: str) -> None:
-    last = (
-        f"accuracy([{HANGING!r}], [{HANGING_GOLD!r}], timeout_s=3)" if end.startswith("busy") else "input()"
-    )
+    last = f"accuracy([{HANGING!r}], [{HANGING_GOLD!r}], timeout_s=3)" if end.startswith("busy") else "input()"
     parent = run_python(
         "from grpo_lab.rewards import accuracy\n"
         rf"accuracy([r'\boxed{{\frac12}}'], ['0.5']); print('ready', flush=True); {last}"
@@ -242,7 +240,7 @@ def test_no_process_is_left(end: str) -> None:
 def test_import_is_cheap_and_numbers_start_no_process() -> None:
     child = run_python(
         "import sys; from grpo_lab.rewards import accuracy, format; accuracy([r'\\boxed{5}'], ['5'])\n"
-        "import os; print(sorted({'torch', 'sympy', 'math_verify', 'hydra'} & set(sys.modules)), flush=True)\n"
+        "print(sorted({'torch', 'sympy', 'math_verify', 'hydra'} & set(sys.modules)), flush=True)\n"
         "import psutil; print(psutil.Process().children())"
     )
     assert child.communicate(timeout=60)[0].split("\n")[:2] == ["[]", "[]"]
@@ -335,9 +333,10 @@ def test_format(text: str, score: float) -> None:
 
 @pytest.mark.parametrize("name", ["accuracy", "format"])
 def test_the_shipped_yaml_names_the_function_and_only_its_parameters(name: str) -> None:
-    options = OmegaConf.load(REPOSITORY / f"conf/rewards/{name}.yaml")
+    options = OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"conf/rewards/{name}.yaml"))
+    assert isinstance(options, dict)
     function = get_method(options["_target_"])
     assert set(options) - {"_target_", "weight"} <= set(inspect.signature(function).parameters)
-    arguments = {key: value for key, value in options.items() if key not in ("_target_", "weight")}
+    arguments = {str(key): value for key, value in options.items() if key not in ("_target_", "weight")}
     well_formed = "<think>2+2</think><answer>4</answer>"
     assert function(completions=[chat(well_formed)], solution=["4"], **arguments) == [1.0]

@@ -156,17 +156,21 @@ def test_a_good_server(port: int, log: Path) -> None:
 
 
 def test_the_server_ends_with_an_exception_in_the_block(port: int, log: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        with vllm_server(plan(port), log=log, timeout_s=20, on_progress=lambda _: None):
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt),
+        vllm_server(plan(port), log=log, timeout_s=20, on_progress=lambda _: None),
+    ):
+        raise KeyboardInterrupt
 
 
 def test_never_ready(port: int, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_lab.server.PROGRESS_EVERY_S", 0.5)
     said: list[str] = []
-    with pytest.raises(ServerError, match="not ready after 2 s") as caught:
-        with vllm_server(plan(port, "never"), log=log, timeout_s=2, on_progress=said.append):
-            pass
+    with (
+        pytest.raises(ServerError, match="not ready after 2 s") as caught,
+        vllm_server(plan(port, "never"), log=log, timeout_s=2, on_progress=said.append),
+    ):
+        pass
     assert caught.value.failure_class == "server_timeout"
     assert said[-1].endswith("s: Loading the fake model")
 
@@ -226,19 +230,22 @@ def test_a_stranger_on_the_port(port: int, log: Path, kind: str) -> None:
 
 
 def test_check_notices_an_end(port: int, log: Path) -> None:
-    with vllm_server(plan(port, "ends"), log=log, timeout_s=20, on_progress=lambda _: None) as server:
-        with pytest.raises(ServerError, match="exit code 5") as caught:
-            _watch(server, port)
+    with (
+        vllm_server(plan(port, "ends"), log=log, timeout_s=20, on_progress=lambda _: None) as server,
+        pytest.raises(ServerError, match="exit code 5") as caught,
+    ):
+        _watch(server, port)
     assert caught.value.failure_class == "server_died"
 
 
 def test_check_notices_silence(port: int, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_lab.server.HEALTH_EVERY_S", 0.2)
-    with pytest.raises(ServerError, match="without a healthy answer") as caught:
-        with vllm_server(
-            plan(port, "hangs"), log=log, timeout_s=20, on_progress=lambda _: None, patience_s=1.0
-        ) as server:
-            _watch(server, port)
+    hanging = plan(port, "hangs")
+    with (
+        pytest.raises(ServerError, match="without a healthy answer") as caught,
+        vllm_server(hanging, log=log, timeout_s=20, on_progress=lambda _: None, patience_s=1.0) as server,
+    ):
+        _watch(server, port)
     assert caught.value.failure_class == "server_timeout"
 
 
@@ -328,7 +335,9 @@ def test_server_argv() -> None:
     )
 
 
-@pytest.mark.parametrize(("version", "given"), [(None, False), ("0.29.1", False), ("0.30.0", True), ("0.31.0+cpu", True)])
+@pytest.mark.parametrize(
+    ("version", "given"), [(None, False), ("0.29.1", False), ("0.30.0", True), ("0.31.0+cpu", True)]
+)
 def test_scale_out_where_vllm_has_it(version: str | None, given: bool) -> None:
     assert ("--enable-scale-out" in server_argv("m", **WANTED, version=version)) is given
 
@@ -345,7 +354,7 @@ def test_engine_arguments() -> None:
         "--hf-overrides",
         '{"a":1}',
     ]
-    with pytest.raises(RequestError, match="vllm.engine.tensor_parallel_size: vllm.tp"):
+    with pytest.raises(RequestError, match=r"vllm\.engine\.tensor_parallel_size: vllm\.tp"):
         server_argv("m", **{**WANTED, "engine": {"tensor_parallel_size": 2}})
 
 
@@ -355,13 +364,19 @@ def test_server_env() -> None:
     assert gpu["VLLM_SERVER_DEV_MODE"] == "1"
     cpu = server_env(on_cpu=True, tp=2, dp=2, cores=2)
     assert (cpu["OMP_NUM_THREADS"], cpu["VLLM_CPU_OMP_THREADS_BIND"]) == ("1", "nobind")
+    compiled = server_env(on_cpu=True, tp=1, dp=1, cores=2, eager=False)
+    assert set(cpu) - set(compiled) == {"TORCHDYNAMO_DISABLE"}  # without it vLLM's compilation fails
 
 
 def test_vllm_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grpo_lab.upstream.version", lambda _: "9.8.7+cpu")
     env = vllm_metadata(tmp_path, {"PYTHONPATH": "/somewhere"})
     found = subprocess.run(
-        [sys.executable, "-c", "import importlib.metadata as m, sys; print(m.version('vllm'), sys.path.index('/somewhere'))"],
+        [
+            sys.executable,
+            "-c",
+            "import importlib.metadata as m, sys; print(m.version('vllm'), sys.path.index('/somewhere'))",
+        ],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -404,7 +419,9 @@ def test_a_port_that_is_shared(port: int, log: Path) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
-        sharing = FAKE.replace("ThreadingHTTPServer((", "ThreadingHTTPServer.allow_reuse_port = True\nThreadingHTTPServer((")
+        sharing = FAKE.replace(
+            "ThreadingHTTPServer((", "ThreadingHTTPServer.allow_reuse_port = True\nThreadingHTTPServer(("
+        )
         argv = (sys.executable, "-c", sharing, str(port), "good", json.dumps(answers()))
         kind, message, _ = failure(replace(plan(port), argv=argv), log)
     assert kind == "error"

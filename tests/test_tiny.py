@@ -43,6 +43,12 @@ def test_any_text_encodes_and_comes_back(tokenizer: PreTrainedTokenizerFast, tex
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_it_encodes_the_same_however_it_is_opened(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "<think>12-34</think> It's 5%of\n\n  the 3rd day,isn't it? e\u0301"
+    assert tokenizer.encode(text) == tiny.make_tokenizer().encode(text)
+    assert tokenizer.encode(text) == PreTrainedTokenizerFast.from_pretrained(SHIPPED).encode(text)
+
+
 def test_digits_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.tokenize("2024+1=") == ["2", "0", "2", "4", "+", "1", "="]
 
@@ -86,7 +92,7 @@ def test_sampled_answers_are_middling(tokenizer: PreTrainedTokenizerFast, model:
 
 def test_the_teacher_without_fault_gives_the_gold_answer() -> None:
     for problem, _ in zip(data.problem_stream("train", seed=1, difficulty=5), range(200), strict=False):
-        match = FORMAT.fullmatch(tiny.completion(problem, random.Random(0), slips=0.0, careless=0.0))
+        match = FORMAT.fullmatch(tiny.completion(problem, random.Random(0), hasty=0.0, careless=0.0))
         assert match is not None
         assert match[1] == str(data.steps(problem)[-1][1])
 

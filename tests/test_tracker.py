@@ -1,4 +1,4 @@
-"""Trackers by effect: what was logged is read back with the tracker's own tools; secrets are nowhere on the disk."""
+"""Trackers by effect: what was logged is read back with their own tools; secrets are nowhere on the disk."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from grpo_lab.config import TrackerConfig
 from grpo_lab.errors import RequestError
 from grpo_lab.redaction import redact, redact_text
 from grpo_lab.tracker import check, open_tracker
+from tests.offline_wandb import history, wandb_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECRET = "hunter2-do-not-save"
@@ -35,8 +36,13 @@ kind, folder, secret, rows = sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.l
 
 def start(run_id):
     return open_tracker(
-        TrackerConfig(kind=kind), folder=folder, run_id=run_id, name="tp=2,seed=1", group="sweep", tags=["a", "b"],
-        config={"model": {"path": "m", "hf_token": secret}, "lr": 1e-6, "command": f"train x.api_key={secret}"},
+        TrackerConfig(kind=kind),
+        folder=folder,
+        run_id=run_id,
+        name="tp=2,seed=1",
+        group="sweep",
+        tags=["a", "b"],
+        config={"model": {"path": "m", "hf_token": secret}, "command": f"train x.api_key={secret}"},
     )
 
 tracker = start("first")
@@ -54,9 +60,7 @@ print(tracker.how_to_look())
 
 def run_scenario(kind: str, home: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A process that knows no key, with `home` for its caches."""
-    clean = {
-        key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO", "HF_"))
-    }
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO", "HF_"))}
     clean |= {"HOME": str(home), "PYTHONPATH": str(REPOSITORY), **environment}
     argv = [sys.executable, "-c", SCENARIO, kind, str(folder), SECRET, json.dumps(ROWS)]
     return subprocess.run(argv, env=clean, capture_output=True, text=True, timeout=120, check=True)
@@ -77,26 +81,6 @@ def wandb_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wandb_run(wandb_home: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = wandb_home / "a run"
     return folder, run_scenario("wandb", wandb_home, folder)
-
-
-def wandb_records(folder: Path, run_id: str) -> list[list[dict[str, Any]]]:
-    """The records of every offline folder of this run, oldest first."""
-    files = sorted(
-        folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb"), key=lambda path: path.stat().st_mtime_ns
-    )
-    records = []
-    for file in files:
-        argv = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-        lines = subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, check=True
-        ).stdout.splitlines()
-        records.append([json.loads(line) for line in lines])
-    return records
-
-
-def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    items = [record["history"]["item"] for record in records if record["type"] == "history"]
-    return {item["_step"]: {key: item[key] for key in item if not key.startswith("_")} for item in items}
 
 
 def as_json(value: float | int | str | None) -> float | int | str | None:
@@ -181,9 +165,7 @@ def test_trackio_holds_every_value_and_stays_local(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [TrackerConfig(kind="none"), TrackerConfig(mode="disabled")])
 def test_no_tracker_writes_nothing(settings: TrackerConfig, tmp_path: Path) -> None:
-    tracker = open_tracker(
-        settings, folder=tmp_path / "run", run_id="x", name="x", group=None, tags=[], config={}
-    )
+    tracker = open_tracker(settings, folder=tmp_path / "run", run_id="x", name="x", group=None, tags=[], config={})
     tracker.log({"reward": 1.0}, 1)
     tracker.finish({}, 0)
     assert "metrics.jsonl" in tracker.how_to_look()

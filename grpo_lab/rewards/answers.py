@@ -36,9 +36,8 @@ _SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_NOT_UNITS = frozenset(
-    "and or not to half plus minus times over by point squared cubed factorial sqrt sin cos tan log exp inf "
-    "infinity".split()
+_NOT_UNITS = (
+    "and or not to half plus minus times over by point squared cubed factorial sqrt sin cos tan log exp inf infinity"
 )
 
 
@@ -111,7 +110,7 @@ def plain_number(text: str) -> Fraction | None:
     if match is None or int(match["divisor"] or 1) == 0:
         return None
     words = (match["unit"] or match["words"] or "").lower().replace(".", " ").split()
-    if _NOT_UNITS.intersection(words):
+    if set(_NOT_UNITS.split()).intersection(words):
         return None
     value = Fraction(match["digits"].replace(",", "")) * Fraction(10) ** int(match["exponent"] or 0)
     value = value / int(match["divisor"] or 1) + int(match["whole"] or 0)

@@ -57,7 +57,8 @@ def settle(question: Question) -> Verdict | None:
 
 
 def _same_number(gold: Answer, answer: Answer) -> bool:
-    assert gold.number is not None and answer.number is not None
+    assert gold.number is not None
+    assert answer.number is not None
     if gold.number == answer.number:
         return True
     if gold.percent == answer.percent:

@@ -11,4 +11,4 @@ STARTED = time.perf_counter()  # before torch: start-up time is what a user wait
 if __name__ == "__main__":
     from grpo_lab.worker.training import train
 
-    sys.exit(train(Path(sys.argv[1]), started=STARTED))
+    train(Path(sys.argv[1]), started=STARTED)

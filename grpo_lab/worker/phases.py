@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-PHASES = ("generate", "sync", "reward", "logprobs", "train", "other")
+from grpo_lab import results
+
+PHASES = results.PHASES
 
 
 class Clock:
@@ -20,6 +22,8 @@ class Clock:
         self._stack = ["other"]
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self.paused_s = 0.0
+        """Logging and checkpoints between the last two steps, in no phase."""
 
     @contextmanager
     def section(self, phase: str) -> Iterator[None]:
@@ -35,6 +39,7 @@ class Clock:
         """Seconds by phase since the last lap, pauses left out. Starts the next lap."""
         self._charge()
         lap = {phase: self._seconds.get(phase, 0.0) for phase in PHASES}
+        self.paused_s = self._seconds.get("pause", 0.0)
         self._seconds = {}
         return lap
 

@@ -30,7 +30,9 @@ class StaleWeights(RuntimeError):
 class Recorder(TrainerCallback):
     """Adds the harness's own numbers to what TRL logs, writes the row, and ends a run whose numbers are broken."""
 
-    def __init__(self, run: Run, clock: Clock, batch: Batch, *, devices: int, generating: int, tracker: Tracker) -> None:
+    def __init__(
+        self, run: Run, clock: Clock, batch: Batch, *, devices: int, generating: int, tracker: Tracker
+    ) -> None:
         self.run, self.clock, self.batch, self.tracker = run, clock, batch, tracker
         self.devices, self.generating = devices, generating
         self._lap: dict[str, float] = {}
@@ -55,6 +57,7 @@ class Recorder(TrainerCallback):
     def _measured(self, logs: Row) -> Row:
         seconds = math.fsum(self._lap.values())
         row: Row = {"step_time_s": seconds, **{f"time_s/{phase}": value for phase, value in self._lap.items()}}
+        row["pause_s"] = self.clock.paused_s
         row["peak_memory_gib/trainer"] = peak_memory_gib()
         if "completions/mean_length" in logs:
             tokens = logs["completions/mean_length"] * self.batch.completions

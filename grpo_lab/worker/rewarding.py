@@ -49,7 +49,7 @@ def _culprit(function: RewardFunction, completions: list[Any], columns: dict[str
         one = {key: [value[index]] if _is_column(value, completions) else value for key, value in columns.items()}
         try:
             function(completions=[completion], **one)
-        except Exception:  # the same as above, now for one completion
+        except Exception:  # noqa: BLE001 - whatever it raises, this is the one
             return text_of(completion)
     return text_of(completions[0])
 

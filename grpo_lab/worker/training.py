@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import datasets
 import requests
 import torch
 from hydra.utils import get_method
-from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_lab import config as configuration
-from grpo_lab import store, tracker
+from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
 from grpo_lab.plan import Batch, data_arguments
 from grpo_lab.store import Run
@@ -51,19 +51,21 @@ FAILURES: tuple[tuple[type[BaseException], str], ...] = (
 """Exceptions with a class of their own in result.json; every other one is a `worker_crash`."""
 
 
-def train(folder: Path, *, started: float) -> int:
-    """Run to the end; 0, or 1 with the failure in outcome.json and the traceback in the log."""
+def train(folder: Path, *, started: float) -> None:
+    """Run to the end. An exception leaves its class in outcome.json on the way out, its traceback in the log."""
     run = Run(folder)
-    try:
-        _train(run, started)
-    except Exception as error:  # the process boundary: whatever it was, the conductor is told its class
-        traceback.print_exc()
-        known = next((name for kind, name in FAILURES if isinstance(error, kind)), "worker_crash")
-        if not run.outcome.exists():
-            failure = {"class": known, "message": f"{error or type(error).__name__}", "log": str(run.worker_log)}
-            store.write_json(run.outcome, {"failure": failure, **_left_behind()})
-        return 1
-    return 0
+    sys.excepthook = functools.partial(_report, run)
+    _train(run, started)
+
+
+def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last word of a failing process. Of several ranks the first one tells; the others fail because it did."""
+    sys.__excepthook__(kind, error, trace)
+    said = store.read_json(run.outcome) or {}
+    if "failure" not in said:
+        known = next((name for expected, name in FAILURES if issubclass(kind, expected)), "worker_crash")
+        failure = {"class": known, "message": str(error) or kind.__name__, "log": str(run.worker_log)}
+        store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
 
 
 def _train(run: Run, started: float) -> None:
@@ -90,15 +92,12 @@ def _train(run: Run, started: float) -> None:
         save_after_failure(trainer)
         raise
     finally:
-        log.finish({}, exit_code=0 if finished else 1)
+        log.finish(results.accuracy(run), exit_code=0 if finished else 1)
     if trainer.is_world_process_zero():
-        store.write_json(run.outcome, {**(store.read_json(run.outcome) or {}), "finished": finished, **_left_behind()})
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _left_behind() -> dict[str, Any]:
-    return {"peak_memory_gib": {"trainer": peak_memory_gib()}}
+        said = store.read_json(run.outcome) or {}
+        store.write_json(
+            run.outcome, {**said, "finished": finished, "look": log.how_to_look(), "peak_memory_gib": peak_memory_gib()}
+        )
 
 
 def load_data(config: Config) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -186,8 +185,7 @@ class _Course(TrainerCallback):
         vllm.seed(self.trainer, self.config)
         if state.global_step == 0:
             self._evaluate("before")
-        set_seed(self.config.seed)
-        vllm.seed(self.trainer, self.config)
+        vllm.seed(self.trainer, self.config)  # again: the steps do not depend on how many problems were evaluated
         self._progress("training", state.global_step, state.max_steps)
         self.clock.lap()
 

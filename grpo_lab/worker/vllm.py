@@ -4,14 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate.utils import set_seed
 from trl import GRPOTrainer
+from trl.generation import vllm_generation
 
+from grpo_lab import weight_transfer
 from grpo_lab.config import Config
+
+SEED_STRIDE = 1000
+"""Between the seeds of two runs' generators: more than there are engines in one run."""
 
 
 def prepare(config: Config, plan: dict[str, Any]) -> None:
-    """Before the trainer is built."""
+    """Before the trainer is built: vLLM's own options in colocate mode, the way of the weights in server mode.
+
+    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient` with NCCL only. Both names are
+    replaced in TRL's module; tests/vllm/ fails when they are gone.
+    """
+    if config.vllm.mode == "colocate":
+        weight_transfer.register()
+        vllm_generation.LLM = _engine(config, vllm_generation.LLM)
+    elif plan["weight_transfer"] == "gloo":
+        weight_transfer.use_gloo_client()
+
+
+def _engine(config: Config, build: Any) -> Any:
+    def engine(**arguments: Any) -> Any:
+        seed = config.seed * SEED_STRIDE + arguments["seed"]  # TRL's is the number of the engine alone
+        return build(**{**arguments, "seed": seed, **config.vllm.engine})
+
+    return engine
 
 
 def seed(trainer: GRPOTrainer, config: Config) -> None:
-    """Make the run's seed reach vLLM's sampling."""
+    """Make all randomness of the run follow from its seed, here and now.
+
+    A colocated vLLM samples from this process's generators, which TRL 1.16 leaves alike for every run; processes that
+    share one engine must draw alike, all others differently. The server gets its seed on its command line.
+    """
+    sharing = config.vllm.tp if config.vllm.mode == "colocate" else 1
+    set_seed(config.seed * SEED_STRIDE + trainer.accelerator.process_index // sharing)

@@ -1,0 +1,103 @@
+"""`pytest -m gpu`: the smallest real run of each mode on real GPUs, so that anyone with GPUs can repeat it.
+
+Random weights of Qwen2.5-0.5B's shape, so nothing is downloaded. A test asks for as many GPUs as it needs and fails,
+rather than being skipped, where there are fewer; choose with -k.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_lab import store
+from grpo_lab.machine import read_machine
+from grpo_lab.store import Run
+from tests.conftest import ROOT, cli
+
+pytestmark = pytest.mark.gpu
+
+SMALL = [
+    "model=qwen2.5-0.5b",
+    "model.weights=random",
+    "grpo.max_steps=4",
+    "grpo.generation_batch_size=32",
+    "grpo.max_completion_length=64",
+    "eval.enabled=false",
+    "tracker=none",
+    "vllm.check_sync_every=1",
+]
+TP = ["vllm.engine.disable_custom_all_reduce=true"]
+"""Works on virtual machines too, where vLLM's own all-reduce crashes."""
+
+MODES = {
+    "off_1gpu": (1, ["gpus=1"]),
+    "colocate_1gpu": (1, ["gpus=1", "vllm=colocate"]),
+    "sleep_1gpu": (1, ["gpus=1", "vllm=colocate", "vllm.sleep=true"]),
+    "lora_1gpu": (1, ["gpus=1", "vllm=colocate", "peft=lora"]),
+    "colocate_2gpu_dp2": (2, ["gpus=2", "vllm=colocate", "vllm.dp=2"]),
+    "colocate_2gpu_tp2": (2, ["gpus=2", "vllm=colocate", "vllm.tp=2", *TP]),
+    "fsdp2_2gpu": (2, ["gpus=2", "vllm=colocate", "vllm.dp=2", "distributed=fsdp2"]),
+    "server_2gpu": (2, ["gpus=2", "vllm=server"]),
+    "server_2gpu_gloo": (2, ["gpus=2", "vllm=server", "vllm.weight_transfer=gloo"]),
+    "server_4gpu_dp2": (4, ["gpus=4", "vllm=server", "vllm.dp=2"]),
+    "server_4gpu_tp2": (4, ["gpus=4", "vllm=server", "vllm.tp=2", *TP]),
+}
+
+
+def need(gpus: int) -> None:
+    have = len(read_machine().gpus)
+    assert have >= gpus, f"needs {gpus} GPUs, this machine has {have}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_small_run(mode: str, tmp_path: Path) -> None:
+    gpus, overrides = MODES[mode]
+    need(gpus)
+    ended = cli(*SMALL, *overrides, f"runs_dir={tmp_path}", "name=one", timeout_s=500)
+    run = Run(tmp_path / "one")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    if "vllm=colocate" in overrides or "vllm=server" in overrides:
+        assert all(row["sampling/sampling_logp_difference/mean"] < 0.05 for row in rows)
+    assert store.read_json(run.result)["metrics"]["peak_memory_gib"]["trainer"] > 1
+
+
+def test_kill_9_of_the_conductor_empties_the_gpus(tmp_path: Path) -> None:
+    """Server mode on two GPUs: 15 seconds after the conductor is gone no process is left on any GPU."""
+    need(2)
+    run = Run(tmp_path / "orphan")
+    argv = [
+        sys.executable,
+        "-m",
+        "grpo_lab.train",
+        *SMALL,
+        "gpus=2",
+        "vllm=server",
+        f"runs_dir={tmp_path}",
+        "name=orphan",
+    ]
+    process = subprocess.Popen([*argv, "grpo.max_steps=2000"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not run.rows():
+        assert time.monotonic() < deadline, "no step within 300 s"
+        time.sleep(0.5)
+    used = gpu_processes()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 15
+    while gpu_processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert used
+    assert not gpu_processes()
+
+
+def gpu_processes() -> list[str]:
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,0 +1,27 @@
+"""Data functions as a user might write them, good and bad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+
+
+def empty(split: str) -> datasets.Dataset:
+    return datasets.Dataset.from_list([])
+
+
+def without_prompt(split: str) -> datasets.Dataset:
+    return datasets.Dataset.from_list([{"question": "1+1=?", "solution": "2"}])
+
+
+def failing(completions: list[Any], step: int = 2, **columns: Any) -> list[float]:
+    """A reward that raises at a step; one completion is to blame."""
+    if columns["trainer_state"].global_step >= step:
+        raise KeyError("the reward's own mistake")
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def length(completions: list[Any], per: int = 10, **columns: Any) -> list[float]:
+    """A reward of one's own in a file outside the package."""
+    return [len(completion[0]["content"]) / per for completion in completions]

@@ -1,0 +1,228 @@
+"""Real runs of the tiny policy, as a user starts them: what they leave, how they stop, go on and fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet
+import pytest
+
+from grpo_lab import store
+from grpo_lab.results import PHASES
+from grpo_lab.store import Run
+from tests.conftest import GSM8K, ROOT, SHORT, cli
+from tests.offline_wandb import history, wandb_records
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "grpo_lab.train", *overrides],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(run: Run, step: int, timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not any(row["step"] >= step for row in run.rows()):
+        assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Living processes that name the run folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+            str(folder) in word for word in process.info["cmdline"] or ()
+        ):
+            found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
+    """One short run with W&B offline, and what the terminal showed."""
+    runs = tmp_path_factory.mktemp("runs")
+    ended = cli(*SHORT, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={runs}", "name=one")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return Run(runs / "one"), ended.stdout
+
+
+def test_a_run_leaves_its_files(finished: tuple[Run, str]) -> None:
+    run, shown = finished
+    result = store.read_json(run.result)
+    assert result["status"] == "finished"
+    assert result["failure"] is None
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4, 5, 6]
+    assert run.reward_curve.read_bytes().startswith(b"\x89PNG")
+    assert pyarrow.parquet.read_table(run.completions).num_rows == 6 * 32
+    environment = store.read_json(run.env)
+    assert {"torch", "trl", "command", "cores", "git_commit"} <= environment.keys()
+    for told in ("held-out pass@1", "95%", "n=32", "step time", str(run.folder), "reward_curve.png", "wandb sync"):
+        assert told in shown
+
+
+def test_phases_add_up_to_the_step(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    for row in run.rows():
+        parts = math.fsum(row[f"time_s/{phase}"] for phase in PHASES)
+        assert parts == pytest.approx(row["step_time_s"], rel=0.03)
+        assert row["step_time_s"] >= row["step_time"]  # TRL's own, which leaves out the optimizer
+
+
+def test_rates_follow_from_tokens_and_times(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    for row in run.rows():
+        assert row["generated_tokens_per_s"] == pytest.approx(
+            row["completion_tokens"] / row["time_s/generate"], rel=0.01
+        )
+        assert row["tokens_per_s_per_gpu"] == pytest.approx(row["completion_tokens"] / row["step_time_s"], rel=0.01)
+        assert row["samples_per_s"] == pytest.approx(32 / row["step_time_s"])
+
+
+def test_completion_tokens_are_those_of_the_completions(finished: tuple[Run, str]) -> None:
+    from transformers import AutoTokenizer
+
+    run, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(store.read_json(run.plan)["model_path"])
+    table = pyarrow.parquet.read_table(run.completions).to_pylist()
+    texts = [row["completion"][0]["content"] for row in table if row["step"] == 1]
+    counted = sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert counted <= run.rows()[0]["completion_tokens"] <= counted + len(texts)  # the end token is not in the text
+
+
+def test_timings_leave_out_the_warmup(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    metrics = store.read_json(run.result)["metrics"]
+    steps = sorted(row["step_time_s"] for row in run.rows() if row["step"] > 2)
+    assert metrics["step_time_s"]["n"] == 4
+    assert metrics["step_time_s"]["median"] == pytest.approx((steps[1] + steps[2]) / 2)
+    low, high = metrics["step_time_s"]["ci95"]
+    assert steps[0] <= low <= metrics["step_time_s"]["median"] <= high <= steps[-1]
+
+
+def test_wandb_holds_what_metrics_jsonl_holds(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    (records,) = wandb_records(run.folder, store.read_json(run.env)["run_id"])
+    assert history(records) == {
+        row["step"]: {key: value for key, value in row.items() if value is not None} for row in run.rows()
+    }
+
+
+def test_the_same_command_again_does_not_train_again(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    before = run.metrics.stat().st_mtime_ns
+    ended = cli(*SHORT, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={run.folder.parent}", "name=one")
+    assert ended.returncode == 0
+    assert "finished before" in ended.stdout
+    assert run.metrics.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_config_is_left_alone(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    ended = cli(*SHORT, "seed=1", f"runs_dir={run.folder.parent}", "name=one")
+    assert ended.returncode == 2
+    assert "another config" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed_equals_straight(number: signal.Signals, runs: Path) -> None:
+    """20 steps straight, and 20 steps with a stop in between, give the same losses to the last digit."""
+    asked = [*SHORT, "grpo.max_steps=20", "eval.enabled=false", f"runs_dir={runs}"]
+    broken = Run(runs / "broken")
+    process = start(*asked, "name=broken")
+    wait_for_step(broken, 10)
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, shown
+    assert "resume=true goes on" in shown
+    assert not processes_of(broken.folder)
+    assert not broken.result.exists()
+    checkpoint = broken.last_checkpoint()
+    assert checkpoint is not None
+    assert 10 <= checkpoint[1] < 20
+
+    refused = cli(*asked, "name=broken")
+    assert refused.returncode == 2
+    assert "resume=true" in refused.stderr
+    assert cli(*asked, "name=broken", "resume=true").returncode == 0
+    assert cli(*asked, "name=straight").returncode == 0
+    assert losses(broken) == losses(Run(runs / "straight"))
+
+
+def losses(run: Run) -> list[tuple[int, float, float]]:
+    rows = run.rows()
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    return [(row["step"], row["loss"], row["reward"]) for row in rows]
+
+
+def test_a_reward_that_raises_is_named_and_the_steps_are_kept(runs: Path) -> None:
+    ended = cli(*SHORT, "rewards.mine._target_=tests.rows.failing", f"runs_dir={runs}", "name=bad")
+    run = Run(runs / "bad")
+    failure = store.read_json(run.result)["failure"]
+    assert ended.returncode == 1
+    assert failure["class"] == "bad_reward"
+    assert "'mine'" in failure["message"]
+    assert "the reward's own mistake" in failure["message"]
+    assert "<think>" in failure["message"] or "<answer>" in failure["message"]
+    assert run.last_checkpoint() is not None
+    assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_a_killed_worker_is_a_failure_with_its_class(runs: Path) -> None:
+    run = Run(runs / "killed")
+    process = start(*SHORT, "grpo.max_steps=2000", "eval.enabled=false", f"runs_dir={runs}", "name=killed")
+    wait_for_step(run, 1)
+    (worker,) = [
+        one
+        for one in processes_of(run.folder)
+        if "grpo_lab.worker" in one.cmdline() and "warden" not in " ".join(one.cmdline())
+    ]
+    worker.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert store.read_json(run.result)["failure"]["class"] == "killed"
+    assert not processes_of(run.folder)
+
+
+def test_a_killed_conductor_leaves_no_process(runs: Path) -> None:
+    run = Run(runs / "orphan")
+    process = start(*SHORT, "grpo.max_steps=2000", "eval.enabled=false", f"runs_dir={runs}", "name=orphan")
+    wait_for_step(run, 1)
+    process.kill()
+    process.communicate(timeout=10)
+    deadline = time.monotonic() + 15
+    while processes_of(run.folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not processes_of(run.folder)
+
+
+def test_gsm8k_end_to_end(runs: Path) -> None:
+    ended = cli(*SHORT, "grpo.max_steps=2", "data=gsm8k", f"data.path={GSM8K}", f"runs_dir={runs}", "name=gsm8k")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = Run(runs / "gsm8k").rows()
+    assert len(rows) == 2
+    assert all(row["rewards/accuracy/unparsable_gold"] == 0 for row in rows)
+
+
+def test_two_seeds_differ_and_one_seed_repeats(runs: Path) -> None:
+    texts: dict[str, Any] = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        ended = cli(
+            *SHORT, "grpo.max_steps=1", "eval.enabled=false", f"seed={seed}", f"runs_dir={runs}", f"name={name}"
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        texts[name] = json.dumps(pyarrow.parquet.read_table(Run(runs / name).completions)["completion"].to_pylist())
+    assert texts["a"] == texts["b"] != texts["c"]
