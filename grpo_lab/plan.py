@@ -10,17 +10,17 @@ import math
 import shlex
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpo_lab import policy, upstream
 from grpo_lab.config import Config
+from grpo_lab.engine import OWNED as ENGINE_OWNED
+from grpo_lab.engine import ServerPlan, cpu_env, server_argv, server_env
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.machine import Machine
-from grpo_lab.server import PLANNED as ENGINE_OWNED
-from grpo_lab.server import ServerPlan, server_argv, server_env
 
 MODES = ("off", "colocate", "server")
 SHARDING = ("ddp", "fsdp2", "zero2", "zero3")
@@ -100,11 +100,6 @@ class Command:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        """In a form that a shell takes."""
-        settings = [f"{key}={shlex.quote(value)}" for key, value in self.env.items()]
-        return " ".join([*settings, shlex.join(self.argv)])
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,6 +114,8 @@ class Plan:
     """Arguments of GRPOConfig that the harness decides."""
     trainer: Command
     server: ServerPlan | None
+    engine: Mapping[str, Any]
+    """Engine arguments of a colocated vLLM beyond those that TRL passes."""
     weight_transfer: str | None
     """How weights reach the server: nccl or gloo; None without a server."""
     prepare: Command | None
@@ -171,6 +168,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         trl=_trl(config, batch, on_gpu=bool(gpus), server=server, folder=folder, ports=ports),
         trainer=_trainer(config, machine, folder, processes, trainer_gpus, ports),
         server=server,
+        engine=engine_options(config, on_gpu=bool(gpus)),
         weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
         prepare=_prepare(config, model_path, folder),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
@@ -446,12 +444,25 @@ def _server(
         seed=config.seed,
         max_model_len=vllm.max_model_len,
         gpu_memory_utilization=None if on_cpu else _memory_share(config),
-        engine={**({"enforce_eager": True} if on_cpu else {}), **vllm.engine},
+        engine=engine_options(config, on_gpu=not on_cpu),
         version=machine.versions["vllm"],
     )
-    env = server_env(on_cpu=on_cpu, tp=vllm.tp, dp=vllm.dp, cores=machine.cores, gpus=gpus)
+    env = server_env(
+        on_cpu=on_cpu,
+        tp=vllm.tp,
+        dp=vllm.dp,
+        cores=machine.cores,
+        gpus=gpus,
+        eager=vllm.engine.get("enforce_eager", True),
+    )
     env |= {key: str(value) for key, value in vllm.env.items()}
     return ServerPlan(tuple(argv), env, f"http://127.0.0.1:{ports.http}", served_name, vllm.tp, vllm.dp, backend)
+
+
+def engine_options(config: Config, *, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments. On a CPU vLLM computes in the trainer's precision and compiles nothing."""
+    on_cpu = {"enforce_eager": True, "dtype": config.model.dtype}
+    return {**({} if on_gpu else on_cpu), **config.vllm.engine}
 
 
 def weight_transfer(config: Config, *, on_gpu: bool) -> str:
@@ -491,14 +502,21 @@ def _prepare(config: Config, model_path: str, folder: Path) -> Command | None:
     return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
 
 
-CPU_ENGINE_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
 def _trainer_env(config: Config, machine: Machine, processes: int, gpus: tuple[str, ...]) -> dict[str, str]:
     env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if not gpus:
         env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
     if config.vllm.mode == "colocate":
+        eager = config.vllm.engine.get("enforce_eager", True)
         env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        env |= {} if gpus else CPU_ENGINE_ENV
+        env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
+    if config.vllm.mode == "server":
+        # TRL's HTTP session would take a proxy to the loopback, and its NCCL group the first address of the host.
+        env |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        env |= {"VLLM_HOST_IP": "127.0.0.1"} if config.vllm.url is None else {}
     return env | {key: str(value) for key, value in config.vllm.env.items()}
+
+
+def shell(env: Mapping[str, str], argv: Sequence[str]) -> str:
+    """A command in a form that a shell takes."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in env.items()), shlex.join(argv)])

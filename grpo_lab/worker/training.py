@@ -112,15 +112,14 @@ def load_data(config: Config) -> tuple[datasets.Dataset, datasets.Dataset | None
 
 
 def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> GRPOTrainer:
-    if config.vllm.mode != "off":
-        vllm.prepare(config, plan)
-    trainer = GRPOTrainer(
-        model=plan["model_path"],
-        args=GRPOConfig(**plan["trl"]),
-        reward_funcs=rewarding.build(config.rewards),
-        train_dataset=training,
-        peft_config=_adapter(config),
-    )
+    with vllm.adapted(config, plan):
+        trainer = GRPOTrainer(
+            model=plan["model_path"],
+            args=GRPOConfig(**plan["trl"]),
+            reward_funcs=rewarding.build(config.rewards),
+            train_dataset=training,
+            peft_config=_adapter(config),
+        )
     _check_lengths(config, trainer, training)
     return trainer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -15,23 +17,32 @@ SEED_STRIDE = 1000
 """Between the seeds of two runs' generators: more than there are engines in one run."""
 
 
-def prepare(config: Config, plan: dict[str, Any]) -> None:
-    """Before the trainer is built: vLLM's own options in colocate mode, the way of the weights in server mode.
+@contextmanager
+def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
+    """In this block a trainer is built with vLLM's own options (colocate), or the planned way of weights (server).
 
-    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient` with NCCL only. Both names are
+    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient` with NCCL only. The names are
     replaced in TRL's module; tests/vllm/ fails when they are gone.
     """
     if config.vllm.mode == "colocate":
         weight_transfer.register()
-        vllm_generation.LLM = _engine(config, vllm_generation.LLM)
+        original = vllm_generation.LLM
+        vllm_generation.LLM = _engine(config, plan["engine"], original)
+        try:
+            yield
+        finally:
+            vllm_generation.LLM = original
     elif plan["weight_transfer"] == "gloo":
-        weight_transfer.use_gloo_client()
+        with weight_transfer.use_gloo_client():
+            yield
+    else:
+        yield
 
 
-def _engine(config: Config, build: Any) -> Any:
+def _engine(config: Config, options: dict[str, Any], build: Callable[..., Any]) -> Callable[..., Any]:
     def engine(**arguments: Any) -> Any:
         seed = config.seed * SEED_STRIDE + arguments["seed"]  # TRL's is the number of the engine alone
-        return build(**{**arguments, "seed": seed, **config.vllm.engine})
+        return build(**{**arguments, "seed": seed, **options})
 
     return engine
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from grpo_lab import upstream
+from grpo_lab.engine import ServerPlan, server_argv, server_env
 from grpo_lab.ports import lease
-from grpo_lab.server import Server, ServerPlan, server_argv, server_env, vllm_server
+from grpo_lab.server import Server, vllm_server
 from grpo_lab.weight_transfer import gloo_client
 
 pytestmark = pytest.mark.vllm

