@@ -26,7 +26,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "status": status,
         "failure": failure,
         "model": config.model.name,
-        "vllm": plan.mode,
+        "vllm_mode": plan.mode,
         "tp": plan.tp,
         "dp": plan.dp,
         "gpus": plan.gpus,

@@ -154,10 +154,10 @@ def read_json(path: Path) -> Any:
 
 
 def load(folder: Path) -> list[Row]:
-    """Every run at or below a folder as one flat row of its result: what tables and plots are made of."""
+    """Every run at or below a folder as one row: its result, its metrics at the same level, its `env`."""
     return [_flat(Run(path.parent)) for path in sorted(Path(folder).rglob("result.json"))]
 
 
 def _flat(run: Run) -> Row:
     result = read_json(run.result)
-    return {"run": str(run.folder), **(read_json(run.env) or {}), **result.pop("metrics", {}), **result}
+    return {"run": str(run.folder), "env": read_json(run.env) or {}, **result.pop("metrics", {}), **result}

@@ -23,7 +23,6 @@ def main() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not end up among the replies
     _protect()
-    import math_verify  # type: ignore[import-untyped]  # noqa: F401  slow: before the first clock starts
 
     os.write(replies, READY)
     for line in sys.stdin.buffer:
@@ -66,7 +65,7 @@ def _formula(text: str) -> str:
 def _expressions(text: str, prose: bool = False) -> list[Any]:
     """What sympy makes of the text; nothing where it is no formula or has no value, as 1/0."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-    from sympy import Basic, MatrixBase, nan, zoo  # type: ignore[import-untyped]
+    from sympy import Basic, MatrixBase, nan, zoo
 
     targets = [LatexExtractionConfig(boxed_match_priority=0), *([ExprExtractionConfig()] if prose else [])]
     found = parse(text, targets, fallback_mode="no_fallback", parsing_timeout=None)
