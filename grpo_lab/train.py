@@ -254,7 +254,7 @@ def server_of(run: Run, config: Config, plan: Plan, stop: Stop, progress: termin
     def on_progress(line: str) -> None:
         if stop.hard:
             raise KeyboardInterrupt
-        progress.show(line)
+        progress.show(f"vLLM server | {line}")
 
     if config.vllm.url is not None:
         attach(config.vllm.url, tp=plan.tp, dp=plan.dp, backend=str(plan.weight_transfer), timeout_s=30.0)

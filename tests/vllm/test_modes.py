@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,8 @@ from tests.conftest import ROOT, SHORT, cli
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-LOGP_DIFFERENCE = 0.02
-"""Nats a token, float32 on both sides; stale weights of a policy that learns are ten times as far."""
+LOGP_DIFFERENCE = 1e-3
+"""Nats a token, float32 on both sides."""
 
 LAYOUTS = {
     "colocate": ["vllm=colocate"],
@@ -30,49 +31,61 @@ LAYOUTS = {
     "server-tp2": ["vllm=server", "vllm.tp=2"],
     "server-dp2": ["vllm=server", "vllm.dp=2"],
 }
+LEARNING = ["grpo.max_steps=10", "eval.problems=400", "tracker=none", "vllm.check_sync_every=1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs that learn, by layout and seed; each is made once."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def train(layout: str, seed: int = 1, turn: int = 0) -> Run:
+        run = Run(runs / f"{layout}-{seed}-{turn}")
+        if not run.result.exists():
+            asked = [*LEARNING, *LAYOUTS[layout], f"seed={seed}", f"runs_dir={runs}", f"name={run.folder.name}"]
+            ended = cli(*asked, timeout_s=600)
+            assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
+        return run
+
+    return train
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_trains_and_its_weights_arrive(layout: str, runs: Path) -> None:
-    ended = cli(*SHORT, *LAYOUTS[layout], "vllm.check_sync_every=1", f"runs_dir={runs}", "name=one", timeout_s=600)
-    run = Run(runs / "one")
-    assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
+def test_a_run_learns_and_its_weights_arrive(layout: str, trained: Callable[..., Run]) -> None:
+    run = trained(layout)
     rows = run.rows()
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == list(range(1, 11))
     for row in rows:
         assert row["sampling/sampling_logp_difference/mean"] < LOGP_DIFFERENCE
-        assert row["time_s/sync"] > 0
         assert row["time_s/generate"] > 0
+    assert all(row["time_s/sync"] > 0 for row in rows[1:])  # before the first step the evaluation had synced
+    gain = store.read_json(run.result)["metrics"]["accuracy_gain"]
+    assert gain["ci95"][0] > 0
     assert answers_differ(run)
     assert not leftovers(run.folder)
 
 
-def test_the_log_probabilities_follow_the_weights(runs: Path) -> None:
-    """Large steps: with the weights of one step before, the difference would be far beyond the limit."""
-    ended = cli(*SHORT, "vllm=server", "grpo.learning_rate=1e-2", f"runs_dir={runs}", "name=fast", timeout_s=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    rows = Run(runs / "fast").rows()
-    assert max(row["sampling/sampling_logp_difference/mean"] for row in rows) < LOGP_DIFFERENCE
+@pytest.mark.parametrize("layout", ["colocate", "server"])
+def test_two_seeds_differ_and_one_seed_repeats(layout: str, trained: Callable[..., Run]) -> None:
+    first, again, other = (completions(trained(layout, *which)) for which in ((1, 0), (1, 1), (2, 0)))
+    assert first == again
+    assert first != other
 
 
 def test_wrong_weights_end_the_run(runs: Path) -> None:
-    """A server that computes something else than the trainer, here a limit that nothing can meet, is noticed."""
-    ended = cli(*SHORT, "vllm=colocate", "vllm.max_logp_difference=0", f"runs_dir={runs}", "name=stale", timeout_s=600)
+    """vLLM computes something else than the trainer: told to round to bfloat16, held to a tight limit."""
+    ended = cli(
+        *SHORT,
+        "vllm=colocate",
+        "vllm.engine.dtype=bfloat16",
+        "vllm.max_logp_difference=1e-4",
+        f"runs_dir={runs}",
+        "name=stale",
+        timeout_s=600,
+    )
     failure = store.read_json(Run(runs / "stale").result)["failure"]
     assert ended.returncode == 1
     assert "stale or wrong" in failure["message"]
-
-
-@pytest.mark.parametrize("mode", ["colocate", "server"])
-def test_two_seeds_differ_and_one_seed_repeats(mode: str, runs: Path) -> None:
-    texts = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        asked = [*SHORT, f"vllm={mode}", "grpo.max_steps=1", "eval.enabled=false", f"seed={seed}"]
-        ended = cli(*asked, f"runs_dir={runs}", f"name={name}", timeout_s=600)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        texts.append(completions(Run(runs / name)))
-    assert texts[0] == texts[1]
-    assert texts[0] != texts[2]
 
 
 def test_a_killed_conductor_takes_the_server_with_it(runs: Path) -> None:
@@ -112,7 +125,9 @@ def test_a_server_that_dies_ends_the_run_with_its_class(runs: Path) -> None:
 
 
 def completions(run: Run) -> str:
-    return json.dumps(pyarrow.parquet.read_table(run.completions)["completion"].to_pylist())
+    """Of the first step: later ones also depend on how sums are rounded."""
+    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
+    return json.dumps([row["completion"] for row in rows if row["step"] == 1])
 
 
 def answers_differ(run: Run) -> bool:
