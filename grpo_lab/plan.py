@@ -24,6 +24,8 @@ from grpo_lab.machine import Machine
 
 MODES = ("off", "colocate", "server")
 SHARDING = ("ddp", "fsdp2", "zero2", "zero3")
+RUN_VARIABLE = "GRPO_LAB_RUN"
+"""In the environment of every process of a run: its folder, for whoever finds the process."""
 VLLM_SUPPORTED = ((0, 22), (0, 31))
 """Oldest and newest vLLM that TRL 1.16 supports."""
 
@@ -154,7 +156,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     _check_sharding(config.distributed.kind, machine, processes, on_gpu=bool(gpus))
     batch = _batch(config.grpo, processes)
     model_path = policy.location(config.model)
-    server = _server(config, machine, model_path, server_gpus, ports)
+    server = _server(config, machine, folder, model_path, server_gpus, ports)
     names = {gpu.id: gpu for gpu in machine.gpus}
     peaks = [names[gpu].peak_flops for gpu in {*trainer_gpus, *server_gpus}]
     return Plan(
@@ -425,7 +427,7 @@ def _model_init(config: Config) -> dict[str, Any]:
 
 
 def _server(
-    config: Config, machine: Machine, model_path: str, gpus: tuple[str, ...], ports: Ports
+    config: Config, machine: Machine, folder: Path, model_path: str, gpus: tuple[str, ...], ports: Ports
 ) -> ServerPlan | None:
     """What to start in server mode; None in the other modes and for a server that runs already (`vllm.url`)."""
     vllm = config.vllm
@@ -455,7 +457,7 @@ def _server(
         gpus=gpus,
         eager=vllm.engine.get("enforce_eager", True),
     )
-    env |= {key: str(value) for key, value in vllm.env.items()}
+    env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
     return ServerPlan(tuple(argv), env, f"http://127.0.0.1:{ports.http}", served_name, vllm.tp, vllm.dp, backend)
 
 
@@ -488,7 +490,7 @@ def _trainer(
     else:
         launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
         argv = [*launch, f"--master-port={ports.rendezvous}", *worker]
-    return Command(tuple(argv), _trainer_env(config, machine, processes, gpus))
+    return Command(tuple(argv), _trainer_env(config, machine, folder, processes, gpus))
 
 
 def data_arguments(config: Config) -> dict[str, Any]:
@@ -502,8 +504,11 @@ def _prepare(config: Config, model_path: str, folder: Path) -> Command | None:
     return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
 
 
-def _trainer_env(config: Config, machine: Machine, processes: int, gpus: tuple[str, ...]) -> dict[str, str]:
+def _trainer_env(
+    config: Config, machine: Machine, folder: Path, processes: int, gpus: tuple[str, ...]
+) -> dict[str, str]:
     env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
         env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
     if config.vllm.mode == "colocate":

@@ -6,7 +6,7 @@ runs=$1; shift
 python=${PYTHON:-python3}
 common=(model=qwen2.5-1.5b model.weights=random model.dtype=bfloat16 grpo.generation_batch_size=128
   grpo.num_generations=8 grpo.per_device_train_batch_size=16 grpo.max_completion_length=256 grpo.max_steps=8
-  vllm.max_model_len=1024 vllm.check_sync_every=1 eval.enabled=false tracker=none "runs_dir=$runs")
+  vllm.max_model_len=1024 vllm.check_sync_every=1 eval.enabled=false timeouts.startup=300 timeouts.step=200 tracker=none "runs_dir=$runs")
 # vLLM's own all-reduce crashes on virtual machines; without it tensor parallelism works on all.
 declare -A layouts=(
   [colocate-2gpu-dp2]="gpus=2 vllm=colocate vllm.dp=2"

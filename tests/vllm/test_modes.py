@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from grpo_lab import store
+from grpo_lab.plan import RUN_VARIABLE
 from grpo_lab.store import Run
 from tests.conftest import ROOT, SHORT, cli
 
@@ -34,25 +34,11 @@ LAYOUTS = {
 LEARNING = ["grpo.max_steps=10", "eval.problems=400", "tracker=none", "vllm.check_sync_every=1"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """Runs that learn, by layout and seed; each is made once."""
-    runs = tmp_path_factory.mktemp("runs")
-
-    def train(layout: str, seed: int = 1, turn: int = 0) -> Run:
-        run = Run(runs / f"{layout}-{seed}-{turn}")
-        if not run.result.exists():
-            asked = [*LEARNING, *LAYOUTS[layout], f"seed={seed}", f"runs_dir={runs}", f"name={run.folder.name}"]
-            ended = cli(*asked, timeout_s=600)
-            assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
-        return run
-
-    return train
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_learns_and_its_weights_arrive(layout: str, trained: Callable[..., Run]) -> None:
-    run = trained(layout)
+def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path) -> None:
+    ended = cli(*LEARNING, *LAYOUTS[layout], f"runs_dir={runs}", "name=one", timeout_s=600)
+    run = Run(runs / "one")
+    assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, 11))
     for row in rows:
@@ -66,10 +52,16 @@ def test_a_run_learns_and_its_weights_arrive(layout: str, trained: Callable[...,
 
 
 @pytest.mark.parametrize("layout", ["colocate", "server"])
-def test_two_seeds_differ_and_one_seed_repeats(layout: str, trained: Callable[..., Run]) -> None:
-    first, again, other = (completions(trained(layout, *which)) for which in ((1, 0), (1, 1), (2, 0)))
-    assert first == again
-    assert first != other
+def test_two_seeds_differ_and_one_seed_repeats(layout: str, runs: Path) -> None:
+    """One prompt a step: a server samples in the order in which requests arrive, which only then is always the same."""
+    texts = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        asked = ["grpo.max_steps=1", "grpo.generation_batch_size=8", "eval.enabled=false", "tracker=none"]
+        ended = cli(*asked, *LAYOUTS[layout], f"seed={seed}", f"runs_dir={runs}", f"name={name}", timeout_s=600)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        texts.append(completions(Run(runs / name)))
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
 
 
 def test_wrong_weights_end_the_run(runs: Path) -> None:
@@ -98,7 +90,9 @@ def test_a_killed_conductor_takes_the_server_with_it(runs: Path) -> None:
     while not run.rows():
         assert time.monotonic() < deadline, tail(run)
         time.sleep(0.5)
-    assert leftovers(run.folder)
+    names = [" ".join(one.cmdline()) for one in leftovers(run.folder)]
+    assert any("EngineCore" in name for name in names)
+    assert any("grpo_lab.worker" in name for name in names)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 15
@@ -125,9 +119,7 @@ def test_a_server_that_dies_ends_the_run_with_its_class(runs: Path) -> None:
 
 
 def completions(run: Run) -> str:
-    """Of the first step: later ones also depend on how sums are rounded."""
-    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
-    return json.dumps([row["completion"] for row in rows if row["step"] == 1])
+    return json.dumps(pyarrow.parquet.read_table(run.completions)["completion"].to_pylist())
 
 
 def answers_differ(run: Run) -> bool:
@@ -139,15 +131,15 @@ def answers_differ(run: Run) -> bool:
 
 
 def leftovers(folder: Path) -> list[psutil.Process]:
-    """Living processes of the run: they carry its folder on their command line or in their environment."""
+    """Living processes of the run, by the variable that each carries in its environment."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = [*process.cmdline(), *process.environ().values()]
-            alive = process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
+            ours = process.environ().get(RUN_VARIABLE) == str(folder)
+            alive = process.status() != psutil.STATUS_ZOMBIE
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if alive and any(str(folder) in word for word in words):
+        if alive and ours:
             found.append(process)
     return found
 
