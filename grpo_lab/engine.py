@@ -42,6 +42,8 @@ class ServerPlan:
     dp: int
     backend: str
     """Of the weight transfer: nccl or gloo."""
+    seed: int
+    """Of the sampling."""
 
 
 def server_argv(
@@ -110,11 +112,15 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
+"""No usage reports; and vLLM's processes keep their environment in sight when they rename themselves (setproctitle)."""
+
+
 def server_env(
     *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
 ) -> dict[str, str]:
     """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
-    env = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", **QUIET}
     if not on_cpu:
         return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     return {**env, **cpu_env(tp * dp, cores=cores, eager=eager)}

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from grpo_lab import upstream
 from grpo_lab.errors import RequestError
 
-PACKAGES = ("torch", "transformers", "trl", "vllm", "accelerate", "peft", "deepspeed", "datasets", "hydra-core")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "accelerate",
+    "peft",
+    "deepspeed",
+    "datasets",
+    "hydra-core",
+    "grpo-lab",
+)
 
 PEAK_BF16_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 operations a second of one card, from NVIDIA's data sheets (SXM where there are several)."""

@@ -18,7 +18,7 @@ from typing import Any
 from grpo_lab import policy, upstream
 from grpo_lab.config import Config
 from grpo_lab.engine import OWNED as ENGINE_OWNED
-from grpo_lab.engine import ServerPlan, cpu_env, server_argv, server_env
+from grpo_lab.engine import QUIET, ServerPlan, cpu_env, server_argv, server_env
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.machine import Machine
 
@@ -434,6 +434,8 @@ def _server(
     if vllm.mode != "server" or vllm.url is not None:
         return None
     on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
+    if backend == "gloo" and "grpo-lab" not in machine.versions:
+        raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
     served_name = f"{config.model.name}-{ports.http}-{uuid.uuid4().hex[:8]}"
     argv = server_argv(
         model_path,
@@ -458,7 +460,8 @@ def _server(
         eager=vllm.engine.get("enforce_eager", True),
     )
     env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
-    return ServerPlan(tuple(argv), env, f"http://127.0.0.1:{ports.http}", served_name, vllm.tp, vllm.dp, backend)
+    url = f"http://127.0.0.1:{ports.http}"
+    return ServerPlan(tuple(argv), env, url, served_name, vllm.tp, vllm.dp, backend, config.seed)
 
 
 def engine_options(config: Config, *, on_gpu: bool) -> dict[str, Any]:
@@ -513,7 +516,7 @@ def _trainer_env(
         env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
     if config.vllm.mode == "colocate":
         eager = config.vllm.engine.get("enforce_eager", True)
-        env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        env |= QUIET
         env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
     if config.vllm.mode == "server":
         # TRL's HTTP session would take a proxy to the loopback, and its NCCL group the first address of the host.

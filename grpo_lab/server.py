@@ -105,7 +105,9 @@ def vllm_server(
         _await_ready(plan.url, child, output, timeout_s, on_progress)
         _refuse_foreign_listener(plan.url, child)
         info = inspect(plan.url, child=child, log=output)
-        wrong = mismatches(info, tp=plan.tp, dp=plan.dp, backend=plan.backend, served_name=plan.served_name)
+        wrong = mismatches(
+            info, tp=plan.tp, dp=plan.dp, backend=plan.backend, served_name=plan.served_name, seed=plan.seed
+        )
         if wrong:
             raise ServerError("error", f"the server at {plan.url} is not as planned:\n" + "\n".join(wrong))
         yield Server(plan, child, output, info, patience_s)
@@ -232,7 +234,9 @@ def _version(url: str) -> str | None:
     return json.loads(body).get("version") if status == 200 else None
 
 
-def mismatches(info: ServerInfo, *, tp: int, dp: int, backend: str, served_name: str | None = None) -> list[str]:
+def mismatches(
+    info: ServerInfo, *, tp: int, dp: int, backend: str, served_name: str | None = None, seed: int | None = None
+) -> list[str]:
     """One line for each thing that is not as expected; what the server does not tell is not held against it."""
     wanted: list[tuple[str, object, object]] = [
         ("model name", info.served_name, served_name),
@@ -241,6 +245,7 @@ def mismatches(info: ServerInfo, *, tp: int, dp: int, backend: str, served_name:
         ("data-parallel size", info.dp, dp),
         ("logprobs mode", info.logprobs_mode, "processed_logprobs"),
         ("max logprobs", info.max_logprobs, -1),
+        ("seed", info.seed, seed),
     ]
     wrong = [
         f"{what} is {found}, expected {expected}"

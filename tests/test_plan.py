@@ -15,7 +15,7 @@ from grpo_lab.errors import RequestError
 from grpo_lab.machine import Gpu, Machine
 from grpo_lab.plan import Plan, Ports, make_plan
 
-VERSIONS = {"trl": "1.16.0", "vllm": "0.26.0", "torch": "2.11.0", "deepspeed": "0.18.0"}
+VERSIONS = {"grpo-lab": "0.1.0", "trl": "1.16.0", "vllm": "0.26.0", "torch": "2.11.0", "deepspeed": "0.18.0"}
 ON_CPU = Machine(cores=2, versions={**VERSIONS, "vllm": "0.31.0+cpu"})
 PORTS = Ports(20001, 20002, 20003)
 QWEN = ("model=qwen2.5-7b", "data=gsm8k")
@@ -94,6 +94,7 @@ REFUSED: list[tuple[Machine, list[str], str]] = [
     (with_gpus(2), ["vllm=server", "vllm.sleep=true"], "sleep is for vllm=colocate"),
     (ON_CPU, ["vllm=colocate", "vllm.sleep=true"], "cannot sleep on a CPU"),
     (ON_CPU, ["vllm=server", "vllm.weight_transfer=nccl"], "NCCL needs GPUs"),
+    (replace(ON_CPU, versions={"vllm": "0.31.0+cpu"}), ["vllm=server"], "pip install -e ."),
     (ON_CPU, ["distributed=zero3"], "needs GPUs"),
     (with_gpus(1), ["distributed=fsdp2"], "one process"),
     (replace(with_gpus(2), versions={"trl": "1.16.0"}), ["distributed=zero2"], "deepspeed is not installed"),

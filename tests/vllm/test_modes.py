@@ -51,17 +51,26 @@ def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path) -> None:
     assert not leftovers(run.folder)
 
 
-@pytest.mark.parametrize("layout", ["colocate", "server"])
-def test_two_seeds_differ_and_one_seed_repeats(layout: str, runs: Path) -> None:
-    """One prompt a step: a server samples in the order in which requests arrive, which only then is always the same."""
-    texts = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        asked = ["grpo.max_steps=1", "grpo.generation_batch_size=8", "eval.enabled=false", "tracker=none"]
-        ended = cli(*asked, *LAYOUTS[layout], f"seed={seed}", f"runs_dir={runs}", f"name={name}", timeout_s=600)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        texts.append(completions(Run(runs / name)))
+def test_two_seeds_differ_and_one_seed_repeats(runs: Path) -> None:
+    """Colocated. A server samples in the order in which its requests are scheduled, which no seed decides."""
+    texts = [first_completions("colocate", seed, runs / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
+
+
+def test_the_seed_reaches_a_server(runs: Path) -> None:
+    """The run ends as failed if the server says that it has another seed; so it has this one."""
+    assert first_completions("server", 7, runs / "seven")
+    assert "--seed" in (argv := store.read_json(Run(runs / "seven").plan)["server"]["argv"])
+    assert argv[argv.index("--seed") + 1] == "7"
+
+
+def first_completions(layout: str, seed: int, folder: Path) -> str:
+    """Of one step."""
+    asked = ["grpo.max_steps=1", "eval.enabled=false", "tracker=none", *LAYOUTS[layout], f"seed={seed}"]
+    ended = cli(*asked, f"runs_dir={folder.parent}", f"name={folder.name}", timeout_s=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.dumps(pyarrow.parquet.read_table(Run(folder).completions)["completion"].to_pylist())
 
 
 def test_wrong_weights_end_the_run(runs: Path) -> None:
@@ -116,10 +125,6 @@ def test_a_server_that_dies_ends_the_run_with_its_class(runs: Path) -> None:
     assert process.wait(timeout=60) == 1
     assert store.read_json(run.result)["failure"]["class"] == "server_died"
     assert not leftovers(run.folder)
-
-
-def completions(run: Run) -> str:
-    return json.dumps(pyarrow.parquet.read_table(run.completions)["completion"].to_pylist())
 
 
 def answers_differ(run: Run) -> bool:
