@@ -26,6 +26,7 @@ from grpo_lab.processes import Child, make_scratch
 
 HEALTH_EVERY_S = 5.0
 PROGRESS_EVERY_S = 1.0
+ENGINE_DEAD = "503"  # vLLM's /health when an engine process has died, which does not always end the API server
 ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
 SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
 ANSWER_BYTES = 16 * 2**20
@@ -63,6 +64,7 @@ class Server:
         self.plan, self.info, self.url, self.pid = plan, info, plan.url, child.pid
         self._child, self._log, self._patience_s = child, log, patience_s
         self._answered = self._asked = time.monotonic()
+        self._last = "200"
 
     def check(self) -> None:
         """Raises ServerError if the server has ended or has not answered for `patience_s`.
@@ -75,6 +77,10 @@ class Server:
             return
         self._asked = now
         answer = _health(self.url, timeout_s=2.0)
+        if answer == ENGINE_DEAD and self._last == ENGINE_DEAD:
+            causes = "\n".join([*self._log.causes(), self._log.tail()])
+            raise ServerError("server_died", f"the vLLM server at {self.url} says that its engine is dead\n{causes}")
+        self._last = answer
         if answer == "200":
             self._answered = now
         elif now - self._answered > self._patience_s:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,25 +17,8 @@ import pytest
 from grpo_lab import store
 from grpo_lab.results import PHASES
 from grpo_lab.store import Run
-from tests.conftest import GSM8K, ROOT, SHORT, cli
+from tests.conftest import GSM8K, SHORT, cli, running, wait_for_step
 from tests.offline_wandb import history, wandb_records
-
-
-def start(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "grpo_lab.train", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_step(run: Run, step: int, timeout_s: float = 180) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not any(row["step"] >= step for row in run.rows()):
-        assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
-        time.sleep(0.1)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -142,10 +123,10 @@ def test_stopped_and_resumed_equals_straight(number: signal.Signals, runs: Path)
     """20 steps straight, and 20 steps with a stop in between, give the same losses to the last digit."""
     asked = [*SHORT, "grpo.max_steps=20", "eval.enabled=false", f"runs_dir={runs}"]
     broken = Run(runs / "broken")
-    process = start(*asked, "name=broken")
-    wait_for_step(broken, 10)
-    process.send_signal(number)
-    shown, _ = process.communicate(timeout=60)
+    with running(*asked, "name=broken") as process:
+        wait_for_step(broken, 10)
+        process.send_signal(number)
+        shown, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, shown
     assert "resume=true goes on" in shown
     assert not processes_of(broken.folder)
@@ -181,17 +162,16 @@ def test_a_reward_that_raises_is_named_and_the_steps_are_kept(runs: Path) -> Non
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
+ENDLESS = [*SHORT, "grpo.max_steps=2000", "eval.enabled=false"]
+
+
 def test_a_killed_worker_is_a_failure_with_its_class(runs: Path) -> None:
     run = Run(runs / "killed")
-    process = start(*SHORT, "grpo.max_steps=2000", "eval.enabled=false", f"runs_dir={runs}", "name=killed")
-    wait_for_step(run, 1)
-    (worker,) = [
-        one
-        for one in processes_of(run.folder)
-        if "grpo_lab.worker" in one.cmdline() and "warden" not in " ".join(one.cmdline())
-    ]
-    worker.kill()
-    process.communicate(timeout=60)
+    with running(*ENDLESS, f"runs_dir={runs}", "name=killed") as process:
+        wait_for_step(run, 1)
+        (worker,) = [one for one in processes_of(run.folder) if one.cmdline()[1:3] == ["-m", "grpo_lab.worker"]]
+        worker.kill()
+        process.communicate(timeout=60)
     assert process.returncode == 1
     assert store.read_json(run.result)["failure"]["class"] == "killed"
     assert not processes_of(run.folder)
@@ -199,10 +179,9 @@ def test_a_killed_worker_is_a_failure_with_its_class(runs: Path) -> None:
 
 def test_a_killed_conductor_leaves_no_process(runs: Path) -> None:
     run = Run(runs / "orphan")
-    process = start(*SHORT, "grpo.max_steps=2000", "eval.enabled=false", f"runs_dir={runs}", "name=orphan")
-    wait_for_step(run, 1)
-    process.kill()
-    process.communicate(timeout=10)
+    with running(*ENDLESS, f"runs_dir={runs}", "name=orphan") as process:
+        wait_for_step(run, 1)
+        process.kill()
     deadline = time.monotonic() + 15
     while processes_of(run.folder) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -70,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "slow":
             time.sleep(0.5)
         answer = answers.get(path)
+        if kind == "engine dies" and age > 1.5 and path == "/health":
+            answer = 503
         status = answer if isinstance(answer, int) else 200 if answer is not None else 404
         body = b"" if isinstance(answer, int) else json.dumps(answer).encode()
         self.send_response(status)
@@ -238,6 +240,18 @@ def test_check_notices_silence(port: int, log: Path, monkeypatch: pytest.MonkeyP
     ):
         _watch(server, port)
     assert caught.value.failure_class == "server_timeout"
+
+
+def test_check_notices_a_dead_engine_behind_a_living_api_server(
+    port: int, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpo_lab.server.HEALTH_EVERY_S", 0.2)
+    with (
+        pytest.raises(ServerError, match="its engine is dead") as caught,
+        vllm_server(plan(port, "engine dies"), log=log, timeout_s=20, on_progress=lambda _: None) as server,
+    ):
+        _watch(server, port)
+    assert caught.value.failure_class == "server_died"
 
 
 def _watch(server: Any, port: int) -> None:

@@ -6,10 +6,7 @@ rather than being skipped, where there are fewer; choose with -k.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import pytest
 from grpo_lab import store
 from grpo_lab.machine import read_machine
 from grpo_lab.store import Run
-from tests.conftest import ROOT, cli
+from tests.conftest import cli, running, wait_for_step
 
 pytestmark = pytest.mark.gpu
 
@@ -73,24 +70,11 @@ def test_kill_9_of_the_conductor_empties_the_gpus(tmp_path: Path) -> None:
     """Server mode on two GPUs: 15 seconds after the conductor is gone no process is left on any GPU."""
     need(2)
     run = Run(tmp_path / "orphan")
-    argv = [
-        sys.executable,
-        "-m",
-        "grpo_lab.train",
-        *SMALL,
-        "gpus=2",
-        "vllm=server",
-        f"runs_dir={tmp_path}",
-        "name=orphan",
-    ]
-    process = subprocess.Popen([*argv, "grpo.max_steps=2000"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not run.rows():
-        assert time.monotonic() < deadline, "no step within 300 s"
-        time.sleep(0.5)
-    used = gpu_processes()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    endless = [*SMALL, "grpo.max_steps=2000", "gpus=2", "vllm=server"]
+    with running(*endless, f"runs_dir={tmp_path}", "name=orphan") as process:
+        wait_for_step(run, 1)
+        used = gpu_processes()
+        process.kill()
     deadline = time.monotonic() + 15
     while gpu_processes() and time.monotonic() < deadline:
         time.sleep(0.2)

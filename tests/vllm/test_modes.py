@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +13,7 @@ import pytest
 from grpo_lab import store
 from grpo_lab.plan import RUN_VARIABLE
 from grpo_lab.store import Run
-from tests.conftest import ROOT, SHORT, cli
+from tests.conftest import SHORT, cli, running, wait_for_step
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -89,40 +85,31 @@ def test_wrong_weights_end_the_run(runs: Path) -> None:
     assert "stale or wrong" in failure["message"]
 
 
+ENDLESS = [*SHORT, "vllm=server", "grpo.max_steps=2000", "eval.enabled=false"]
+
+
 def test_a_killed_conductor_takes_the_server_with_it(runs: Path) -> None:
     run = Run(runs / "orphan")
-    argv = [sys.executable, "-m", "grpo_lab.train", *SHORT, "vllm=server", f"runs_dir={runs}", "name=orphan"]
-    process = subprocess.Popen(
-        [*argv, "grpo.max_steps=2000", "eval.enabled=false"], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not run.rows():
-        assert time.monotonic() < deadline, tail(run)
-        time.sleep(0.5)
-    names = [" ".join(one.cmdline()) for one in leftovers(run.folder)]
-    assert any("EngineCore" in name for name in names)
-    assert any("grpo_lab.worker" in name for name in names)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with running(*ENDLESS, f"runs_dir={runs}", "name=orphan") as process:
+        wait_for_step(run, 1)
+        names = [" ".join(one.cmdline()) for one in leftovers(run.folder)]
+        process.kill()
     deadline = time.monotonic() + 15
     while leftovers(run.folder) and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert any("EngineCore" in name for name in names)
+    assert any("grpo_lab.worker" in name for name in names)
     assert not leftovers(run.folder)
 
 
 def test_a_server_that_dies_ends_the_run_with_its_class(runs: Path) -> None:
     run = Run(runs / "dies")
-    argv = [sys.executable, "-m", "grpo_lab.train", *SHORT, "vllm=server", f"runs_dir={runs}", "name=dies"]
-    process = subprocess.Popen(
-        [*argv, "grpo.max_steps=2000", "eval.enabled=false"], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not run.rows():
-        assert time.monotonic() < deadline, tail(run)
-        time.sleep(0.5)
-    engine = next(one for one in leftovers(run.folder) if "EngineCore" in " ".join(one.cmdline()))
-    engine.kill()
-    assert process.wait(timeout=60) == 1
+    with running(*ENDLESS, f"runs_dir={runs}", "name=dies") as process:
+        wait_for_step(run, 1)
+        engine = next(one for one in leftovers(run.folder) if "EngineCore" in " ".join(one.cmdline()))
+        engine.kill()
+        process.communicate(timeout=60)
+    assert process.returncode == 1
     assert store.read_json(run.result)["failure"]["class"] == "server_died"
     assert not leftovers(run.folder)
 
