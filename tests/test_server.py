@@ -118,7 +118,7 @@ def fake(port: int, kind: str = "good", spoken: dict[str, Any] | None = None) ->
 
 def plan(port: int, kind: str = "good", spoken: dict[str, Any] | None = None) -> ServerPlan:
     argv = tuple(fake(port, kind, spoken))
-    return ServerPlan(argv, {}, f"http://127.0.0.1:{port}", NAME, tp=1, dp=1, backend="gloo", seed=0)
+    return ServerPlan(argv, {}, f"http://127.0.0.1:{port}", NAME, tp=1, dp=1, backend="gloo", seed=3)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def running(folder: str, log: Path, *, tp: int, dp: int) -> Iterator[tuple[Serve
             version=upstream.version("vllm"),
         )
         env = server_env(on_cpu=True, tp=tp, dp=dp, cores=os.cpu_count() or 1)
-        plan = ServerPlan(tuple(argv), env, f"http://127.0.0.1:{port}", name, tp=tp, dp=dp, backend="gloo", seed=0)
+        plan = ServerPlan(tuple(argv), env, f"http://127.0.0.1:{port}", name, tp=tp, dp=dp, backend="gloo", seed=1)
         with vllm_server(plan, log=log, timeout_s=240, on_progress=print) as server:
             yield server, group_port
 
