@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config import Config
-from grpo_lab.engine import QUIET, ServerPlan, cpu_env, server_argv, server_env
+from grpo_lab.engine import PATIENT, QUIET, ServerPlan, cpu_env, server_argv, server_env
 from grpo_lab.errors import RequestError
 from grpo_lab.machine import Machine
 from grpo_lab.plan.parts import Batch, Command, Ports
@@ -170,7 +170,7 @@ def _trainer_env(
     env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
-        env["OMP_NUM_THREADS"] = str(max(1, machine.cores // processes))
+        env |= {**PATIENT, "OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
     if config.vllm.mode == "colocate":
         eager = config.vllm.engine.get("enforce_eager", True)
         env |= QUIET
