@@ -34,7 +34,7 @@ class RunFailed(RuntimeError):
 
 
 class Failure(RuntimeError):
-    """Why a run failed, with its class of DESIGN section 3."""
+    """Why a run failed, with its class (the README's table of result.json)."""
 
     def __init__(self, failure_class: str, message: str, log: Path | None = None) -> None:
         super().__init__(message)
