@@ -58,7 +58,8 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
         except Failure as failure:
             failed = failure.row
         except ServerError as error:
-            failed = {"class": error.failure_class, "message": str(error), "log": str(run.server_log)}
+            log = str(run.server_log) if run.server_log.is_file() else None
+            failed = {"class": error.failure_class, "message": str(error), "log": log}
         except KeyboardInterrupt:
             stop.hard = True
     if stop.asked and failed is None and not finished(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -189,11 +190,21 @@ def test_a_killed_conductor_leaves_no_process(runs: Path) -> None:
 
 
 def test_gsm8k_end_to_end(runs: Path) -> None:
-    ended = cli(*SHORT, "grpo.max_steps=2", "data=gsm8k", f"data.path={GSM8K}", f"runs_dir={runs}", "name=gsm8k")
+    data = ["data=gsm8k", f"data.path={GSM8K}", "data.max_prompt_tokens=300"]
+    ended = cli(*SHORT, "grpo.max_steps=2", *data, f"runs_dir={runs}", "name=gsm8k")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = Run(runs / "gsm8k").rows()
     assert len(rows) == 2
     assert all(row["rewards/accuracy/unparsable_gold"] == 0 for row in rows)
+    assert re.search(r"=300: [1-9]\d* of 7473 train rows dropped", Run(runs / "gsm8k").worker_log.read_text())
+
+
+def test_prompts_that_do_not_fit_are_bad_data(runs: Path) -> None:
+    data = ["data=gsm8k", f"data.path={GSM8K}", "grpo.max_completion_length=1000"]
+    ended = cli(*SHORT, *data, f"runs_dir={runs}", "name=long")
+    assert ended.returncode == 1
+    assert store.read_json(Run(runs / "long").result)["failure"]["class"] == "bad_data"
+    assert "data.max_prompt_tokens=N" in ended.stdout
 
 
 def test_two_seeds_differ_and_one_seed_repeats(runs: Path) -> None:

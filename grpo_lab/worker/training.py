@@ -13,17 +13,17 @@ from typing import Any
 import datasets
 import requests
 import torch
-from hydra.utils import get_method
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_lab import config as configuration
 from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
-from grpo_lab.plan import Batch, data_arguments
+from grpo_lab.plan import Batch
 from grpo_lab.store import Run
 from grpo_lab.worker import rewarding, vllm
 from grpo_lab.worker.evaluation import evaluate
+from grpo_lab.worker.loading import BadData, check_lengths, load_data
 from grpo_lab.worker.phases import Clock, attach
 from grpo_lab.worker.recording import (
     NotANumber,
@@ -34,11 +34,6 @@ from grpo_lab.worker.recording import (
     peak_memory_gib,
     save_after_failure,
 )
-
-
-class BadData(RuntimeError):
-    """The rows cannot be trained on."""
-
 
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (rewarding.BadReward, "bad_reward"),
@@ -70,7 +65,7 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
 
 def _train(run: Run, started: float) -> None:
     config, plan = configuration.load(run.config), store.read_json(run.plan)
-    training, held_out = load_data(config)
+    training, held_out = load_data(config, plan["model_path"])
     trainer = build_trainer(config, plan, training)
     batch = Batch(**plan["batch"])
     log = _open_tracker(config, run, trainer)
@@ -100,17 +95,6 @@ def _train(run: Run, started: float) -> None:
         )
 
 
-def load_data(config: Config) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Training rows, and the held-out ones that are evaluated (None where there is nothing to evaluate against)."""
-    function = get_method(config.data["_target_"])
-    arguments = data_arguments(config)
-    training = function("train", **arguments)
-    if not config.eval.enabled or "solution" not in training.column_names:
-        return training, None
-    held_out = function("test", **arguments)
-    return training, held_out.select(range(min(config.eval.problems or len(held_out), len(held_out))))
-
-
 def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> GRPOTrainer:
     with vllm.adapted(config, plan):
         trainer = GRPOTrainer(
@@ -120,7 +104,7 @@ def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Datas
             train_dataset=training,
             peft_config=_adapter(config),
         )
-    _check_lengths(config, trainer, training)
+    check_lengths(config, trainer, training)
     return trainer
 
 
@@ -130,21 +114,6 @@ def _adapter(config: Config) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(task_type="CAUSAL_LM", **config.peft.options)
-
-
-def _check_lengths(config: Config, trainer: GRPOTrainer, training: datasets.Dataset) -> None:
-    """The longest prompt (by characters, a good proxy) and a full completion must fit the model's context."""
-    limit = config.vllm.max_model_len or getattr(trainer.model.config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    longest = max(training["prompt"], key=lambda prompt: len(rewarding.text_of(prompt)))
-    tokens = len(trainer._tokenize_prompts([longest])[0][0])
-    room = tokens + trainer.args.max_completion_length
-    if room > limit:
-        raise BadData(
-            f"the longest prompt has {tokens} tokens, with grpo.max_completion_length="
-            f"{trainer.args.max_completion_length} that is {room}, and the limit is {limit}"
-        )
 
 
 def _open_tracker(config: Config, run: Run, trainer: GRPOTrainer) -> tracker.Tracker:

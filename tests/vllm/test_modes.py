@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,12 @@ import pyarrow.parquet
 import pytest
 
 from grpo_lab import store
+from grpo_lab.engine import server_argv, server_env, vllm_metadata
 from grpo_lab.plan import RUN_VARIABLE
+from grpo_lab.policy import ASSETS
+from grpo_lab.ports import lease
+from grpo_lab.processes import Child
+from grpo_lab.server import fetch
 from grpo_lab.store import Run
 from tests.conftest import SHORT, cli, running, wait_for_step
 
@@ -23,6 +29,7 @@ LOGP_DIFFERENCE = 1e-3
 LAYOUTS = {
     "colocate": ["vllm=colocate"],
     "colocate-tp2": ["vllm=colocate", "vllm.tp=2"],
+    "colocate-lora": ["vllm=colocate", "peft=lora", "grpo.learning_rate=1e-3"],
     "server": ["vllm=server"],
     "server-tp2": ["vllm=server", "vllm.tp=2"],
     "server-dp2": ["vllm=server", "vllm.dp=2"],
@@ -83,6 +90,37 @@ def test_wrong_weights_end_the_run(runs: Path) -> None:
     failure = store.read_json(Run(runs / "stale").result)["failure"]
     assert ended.returncode == 1
     assert "stale or wrong" in failure["message"]
+
+
+def test_a_server_that_somebody_else_started(tmp_path: Path) -> None:
+    """vllm.url: refused with what does not fit, used where all does, and left running."""
+    policy = {"served_name": "mine", "seed": 3, "max_model_len": None, "gpu_memory_utilization": None}
+    engine = {"enforce_eager": True, "dtype": "float32"}
+    env = server_env(on_cpu=True, tp=1, dp=1, cores=2)
+    env |= vllm_metadata(tmp_path, env)
+    with lease(1) as (port,):
+        where = {"host": "127.0.0.1", "port": port, "tp": 1, "dp": 1, "backend": "gloo"}
+        argv = server_argv(str(ASSETS / "tiny"), **policy, **where, engine=engine)
+        url = f"http://127.0.0.1:{port}"
+        asked = [*SHORT, "vllm=server", f"vllm.url={url}", "eval.enabled=false", f"runs_dir={tmp_path}/runs"]
+        with Child(argv, env=env, log=tmp_path / "server.log") as server:
+            wait_for_health(url)
+            misfit = cli(*asked, "vllm.tp=2", "name=misfit")
+            fitting = cli(*asked, "name=fitting")
+            assert server.poll() is None
+    assert misfit.returncode == 1
+    assert "tensor-parallel size is 1, expected 2" in misfit.stdout
+    assert fitting.returncode == 0, fitting.stdout + fitting.stderr
+
+
+def wait_for_health(url: str, timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            if fetch(f"{url}/health", 1.0)[0] == 200:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(url)
 
 
 ENDLESS = [*SHORT, "vllm=server", "grpo.max_steps=2000", "eval.enabled=false"]
