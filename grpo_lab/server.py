@@ -26,7 +26,6 @@ from grpo_lab.processes import Child, make_scratch
 
 HEALTH_EVERY_S = 5.0
 PROGRESS_EVERY_S = 1.0
-ENGINE_DEAD = "503"  # vLLM's /health when an engine process has died, which does not always end the API server
 ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
 SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
 ANSWER_BYTES = 16 * 2**20
@@ -77,9 +76,9 @@ class Server:
             return
         self._asked = now
         answer = _health(self.url, timeout_s=2.0)
-        if answer == ENGINE_DEAD and self._last == ENGINE_DEAD:
+        if answer in GONE and self._last in GONE:
             causes = "\n".join([*self._log.causes(), self._log.tail()])
-            raise ServerError("server_died", f"the vLLM server at {self.url} says that its engine is dead\n{causes}")
+            raise ServerError("server_died", f"the vLLM server at {self.url} {GONE[answer]}\n{causes}")
         self._last = answer
         if answer == "200":
             self._answered = now
@@ -269,6 +268,12 @@ def _advice(model: str, tp: int, dp: int, backend: str) -> str:
 
 
 NOBODY = "nobody listens"
+GONE = {
+    "503": "says that its engine is dead",
+    NOBODY: "has closed its port",
+}
+"""Answers of /health, once it was healthy, that are final: the death of an engine process does not always end the API
+server, which may wait for ever for connections that are still open."""
 
 
 def _health(url: str, timeout_s: float) -> str:

@@ -72,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         answer = answers.get(path)
         if kind == "engine dies" and age > 1.5 and path == "/health":
             answer = 503
+        if kind == "closes" and age > 1.5:
+            server.socket.close()
         status = answer if isinstance(answer, int) else 200 if answer is not None else 404
         body = b"" if isinstance(answer, int) else json.dumps(answer).encode()
         self.send_response(status)
@@ -83,7 +85,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+try:
+    server.serve_forever()
+except (OSError, ValueError):
+    time.sleep(300)
 """
 
 NAME = "run-1234"
@@ -242,13 +248,14 @@ def test_check_notices_silence(port: int, log: Path, monkeypatch: pytest.MonkeyP
     assert caught.value.failure_class == "server_timeout"
 
 
+@pytest.mark.parametrize(("kind", "said"), [("engine dies", "its engine is dead"), ("closes", "closed its port")])
 def test_check_notices_a_dead_engine_behind_a_living_api_server(
-    port: int, log: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, said: str, port: int, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grpo_lab.server.HEALTH_EVERY_S", 0.2)
     with (
-        pytest.raises(ServerError, match="its engine is dead") as caught,
-        vllm_server(plan(port, "engine dies"), log=log, timeout_s=20, on_progress=lambda _: None) as server,
+        pytest.raises(ServerError, match=said) as caught,
+        vllm_server(plan(port, kind), log=log, timeout_s=20, on_progress=lambda _: None) as server,
     ):
         _watch(server, port)
     assert caught.value.failure_class == "server_died"
