@@ -429,9 +429,8 @@ def test_a_port_that_is_shared(port: int, log: Path) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
-        sharing = FAKE.replace(
-            "ThreadingHTTPServer((", "ThreadingHTTPServer.allow_reuse_port = True\nThreadingHTTPServer(("
-        )
+        line = "server = ThreadingHTTPServer("
+        sharing = FAKE.replace(line, f"ThreadingHTTPServer.allow_reuse_port = True\n{line}")
         argv = (sys.executable, "-c", sharing, str(port), "good", json.dumps(answers()))
         kind, message, _ = failure(replace(plan(port), argv=argv), log)
     assert kind == "error"
