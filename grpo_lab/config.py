@@ -108,6 +108,35 @@ class TimeoutsConfig:
 
 
 @dataclass
+class LauncherConfig:
+    """How the points of `--multirun` share machines; the launcher itself is chosen by `hydra/launcher=`."""
+
+    exclusive: bool = False
+    """One point at a time, on the whole machine: neighbours disturb timings."""
+    gpus_per_job: int | None = None
+    """GPUs that a point may see. Null: as many as its plan takes."""
+    max_parallel: int | None = None
+    timeout: float | None = None
+    """Seconds after which a point is ended as failed (timeout)."""
+    retries: int = 1
+    """Further tries of a point that failed by `server_died`, `server_timeout` or `killed`."""
+
+
+@dataclass
+class SweepConfig:
+    """What a repeated `--multirun` does with the points that it finds; finished ones are skipped, unfinished resumed."""
+
+    retry: str | None = None
+    """`failed`: run failed points again."""
+    force: bool = False
+    """Run every point again; what is there is set aside."""
+    name: str | None = None
+    """The sweep that a run is a point of; set by the launcher."""
+    overrides: list[str] = field(default_factory=list)
+    """What distinguishes this point; set by the launcher."""
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
@@ -131,12 +160,16 @@ class Config:
     name: str | None = None
     resume: bool | None = None
     """true: go on from the last checkpoint. false: start over, the old folder is set aside. Null: ask."""
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    objective: str = "accuracy_after"
+    """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
     warmup_steps: int = 2
     """First steps that every timing leaves out."""
     dry_run: bool = False
 
 
-_NOT_IDENTITY = ("runs_dir", "name", "resume", "dry_run", "tracker", "timeouts")
+_NOT_IDENTITY = ("runs_dir", "name", "resume", "dry_run", "tracker", "timeouts", "launcher", "sweep", "objective")
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 
 
