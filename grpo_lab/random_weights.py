@@ -1,6 +1,7 @@
 """`python -m grpo_lab.random_weights <run folder>`: the checkpoint of `model.weights=random`, made once a shape.
 
-Speed does not depend on what the weights are, so a timing needs no download. The tokenizer is the tiny policy's with
+Speed does not depend on what the weights are, so a timing needs no download; but a random router spreads the tokens
+over the experts of a mixture more evenly than a trained one may. The tokenizer is the tiny policy's with
 fillers up to the model's vocabulary, so that every token that random weights can produce is one.
 """
 
@@ -10,26 +11,36 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from grpo_lab import config as configuration
 from grpo_lab.config import ModelConfig
-from grpo_lab.policy import ASSETS, random_folder
+from grpo_lab.locks import held
+from grpo_lab.policy import ASSETS, architecture, random_folder
 from grpo_lab.store import Run
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SEED = 0
+PATIENCE_S = 3600.0
+"""How long to wait for another run that draws the same weights."""
 
 
 def make(model: ModelConfig) -> Path:
-    """Draw the weights into the cache folder, which appears whole or not at all. Returns it."""
-    folder = random_folder(model)
-    if (folder / "config.json").is_file():
-        return folder
+    """Draw the weights into the cache folder, which appears whole or not at all. Returns it.
+
+    Of runs that start together one draws, and the others wait for it.
+    """
+    folder, fields = random_folder(model), architecture(model)
     draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    eos, pad = _tokenizer(draft, int(model.architecture["vocab_size"]))
-    _weights(model, draft, eos, pad)
-    draft.rename(folder)
+    with held(folder.with_name(f".{folder.name}.lock"), patience_s=PATIENCE_S):
+        if not (folder / "config.json").is_file():
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            eos, pad = _tokenizer(draft, int(fields["vocab_size"]))
+            _weights(fields, draft, eos, pad)
+            draft.rename(folder)
     return folder
 
 
@@ -40,22 +51,29 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[int, int]:
         shutil.copy(source / file, folder / file)
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     known = {token["content"]: token["id"] for token in tokenizer["added_tokens"]} | tokenizer["model"]["vocab"]
-    used = set(known.values())
-    tokenizer["model"]["vocab"] |= {f"filler{number}": number for number in range(vocabulary) if number not in used}
+    fillers = {f"filler{number}": number for number in set(range(vocabulary)) - set(known.values())}
+    # With the added tokens: those that the model's own vocabulary leaves out are numbered anew, behind it.
+    tokenizer["model"]["vocab"] = known | fillers
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     return known[settings["eos_token"]], known[settings["pad_token"]]
 
 
-def _weights(model: ModelConfig, folder: Path, eos: int, pad: int) -> None:
+def _weights(fields: dict[str, Any], folder: Path, eos: int, pad: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {"eos_token_id": eos, "pad_token_id": pad, "bos_token_id": None}
-    shape = AutoConfig.for_model(**{**model.architecture, **settings})
+    shape = AutoConfig.for_model(**{**fields, **settings})
+
+    def build(device: str) -> PreTrainedModel:
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+
+    need = build("meta").num_parameters() * torch.bfloat16.itemsize
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     torch.manual_seed(SEED)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        policy = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+    policy = build("cuda" if need < free else "cpu")
     policy.generation_config.update(**settings)
     policy.save_pretrained(folder)
 
