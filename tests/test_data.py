@@ -1,8 +1,12 @@
-"""The data sets: what their rows hold, that train and test stay apart, and what a wrong request is told."""
+"""Generated data, system prompts and the shipped files: what rows hold, train and test apart, what is refused."""
 
+from __future__ import annotations
+
+import hashlib
 import inspect
 import json
-import os
+import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +16,26 @@ import pytest
 import yaml
 
 from grpo_lab import data
+from grpo_lab.config import CONF
+from grpo_lab.plan import make_plan
+from grpo_lab.preflight import check_targets
+from tests.test_plan import ON_CPU, PORTS, asked
 
-ROOT = Path(__file__).resolve().parents[1]
-GSM8K = Path(os.environ.get("GRPO_LAB_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
-GOOD = {"question": "How many?", "answer": "Two.\n#### 2"}
+NEEDED = {
+    "custom": ["data._target_=tests.rows.empty"],
+    "jsonl": ["data.path=rows.jsonl"],
+    "parquet": ["data.path=rows.parquet"],
+}
+"""What a shipped choice leaves to the user."""
+SHIPPED = sorted(file.stem for file in (CONF / "data").glob("*.yaml"))
 
 
 def arithmetic(split: str, **changes: Any) -> Any:
     return data.arithmetic(split, **{"seed": 0, "train_size": 400, "test_size": 100, "difficulty": 2} | changes)
+
+
+def countdown(split: str, **changes: Any) -> Any:
+    return data.countdown(split, **{"seed": 0, "train_size": 400, "test_size": 100} | changes)
 
 
 @contextmanager
@@ -28,11 +44,6 @@ def refused(kind: type[Exception], words: list[str]) -> Iterator[None]:
     with pytest.raises(kind, match=r"\A.+\Z") as error:
         yield
     assert [word for word in words if word not in str(error.value)] == []
-
-
-def write_gsm8k(folder: Path, *lines: str) -> str:
-    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return str(folder)
 
 
 @pytest.mark.parametrize("difficulty", data.LEVELS)
@@ -53,20 +64,35 @@ def test_train_and_test_never_overlap_over_seeds_and_difficulties() -> None:
 
 
 def test_the_seed_picks_the_problems() -> None:
-    assert arithmetic("train").to_list() == arithmetic("train").to_list()
-    assert arithmetic("train")["question"] != arithmetic("train", seed=1)["question"]
+    for generated in (arithmetic, countdown):
+        assert generated("train").to_list() == generated("train").to_list()
+        assert generated("train")["prompt"] != generated("train", seed=1)["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [
+        ("train", "771c553abd31c431e7055637a3325cfe262df696e3517793389a30985762027c"),
+        ("test", "0546a7b2fdb5cd02ea208da110efdddbd8d4385db105da2127b646932e4aed63"),
+    ],
+)
+def test_the_default_rows_are_those_of_the_published_runs(split: str, digest: str) -> None:
+    shipped = yaml.safe_load((CONF / "data" / "arithmetic.yaml").read_text(encoding="utf-8"))
+    shipped.pop("_target_")
+    rows = data.arithmetic(split, **shipped)
+    assert len(rows) == shipped[f"{split}_size"]
+    assert hashlib.sha256(json.dumps(rows.to_list(), sort_keys=True).encode()).hexdigest() == digest
 
 
 def test_a_smaller_size_is_the_beginning_of_a_larger_one() -> None:
     assert arithmetic("test", test_size=20)["question"][:] == arithmetic("test")["question"][:20]
 
 
-def test_arithmetic_needs_no_global_random_state() -> None:
-    import random
-
+def test_generated_data_needs_no_global_random_state() -> None:
     random.seed(1)
     before = random.getstate()
     arithmetic("train")
+    countdown("train")
     assert random.getstate() == before
 
 
@@ -83,106 +109,101 @@ def test_steps_solve_products_first(numbers: tuple[int, ...], operators: tuple[s
     assert [f"{step}={value}" for step, value in data.steps(data.Problem(numbers, operators))] == expected
 
 
+def test_every_countdown_solution_reaches_the_target_with_each_number_once() -> None:
+    rows = countdown("train")
+    assert {len(row["numbers"]) for row in rows} == {3, 4}
+    assert len({(*row["numbers"], row["target"]) for row in rows}) == 400
+    for row in rows:
+        assert eval(row["solution"]) == row["target"]
+        assert sorted(map(int, re.findall(r"\d+", row["solution"]))) == row["numbers"]
+        assert str(row["numbers"]) in row["prompt"][0]["content"]
+        assert f"equals {row['target']}." in row["prompt"][0]["content"]
+        assert row["target"] not in row["numbers"]
+
+
+def test_countdown_holds_out_what_no_seed_trains_on() -> None:
+    few = {"sizes": [3], "largest": 20, "train_size": 300, "test_size": 60}
+    train, test = (
+        {(*row["numbers"], row["target"]) for seed in range(4) for row in countdown(split, seed=seed, **few)}
+        for split in data.SPLITS
+    )
+    assert len(train) > 500
+    assert not train & test
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("generated", "changes", "words"),
     [
-        ({"difficulty": 9}, ["difficulty=9", "1, 2, 3, 4, 5"]),
-        ({"train_size": 0}, ["train_size=0", "1 or more"]),
-        ({"train_size": 10_000, "difficulty": 1}, ["train_size=10000", "difficulty=1", "lower the size"]),
+        (arithmetic, {"difficulty": 9}, ["difficulty=9", "1, 2, 3, 4, 5"]),
+        (arithmetic, {"train_size": 0}, ["train_size=0", "1 or more"]),
+        (arithmetic, {"train_size": 10_000, "difficulty": 1}, ["train_size=10000", "difficulty=1", "lower the size"]),
+        (countdown, {"sizes": [1]}, ["sizes=[1]", "2 numbers or more"]),
+        (countdown, {"sizes": [2], "largest": 9}, ["train_size=400", "raise largest="]),
     ],
 )
-def test_arithmetic_refuses_in_one_line(changes: dict[str, int], words: list[str]) -> None:
+def test_generated_data_refuses_in_one_line(generated: Any, changes: dict[str, Any], words: list[str]) -> None:
     with refused(ValueError, words):
-        arithmetic("train", **changes)
+        generated("train", **changes)
 
 
-def test_both_refuse_an_unknown_split(tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     for load in (lambda: arithmetic("dev"), lambda: data.gsm8k("dev", path=str(tmp_path))):
         with refused(ValueError, ["'dev'", "train, test"]):
             load()
 
 
-def test_system_prompt_comes_first_when_given(tmp_path: Path) -> None:
-    path = write_gsm8k(tmp_path, json.dumps(GOOD))
-    for rows in (
-        arithmetic("train", system_prompt="Think."),
-        data.gsm8k("train", path=path, system_prompt="Think."),
-    ):
-        assert rows[0]["prompt"][0] == {"role": "system", "content": "Think."}
-        assert [message["role"] for message in rows[0]["prompt"]] == ["system", "user"]
-
-
-@pytest.mark.parametrize(("split", "count", "golds"), [("train", 7473, ["72", "10", "5"]), ("test", 1319, ["18", "3"])])
-def test_real_gsm8k(split: str, count: int, golds: list[str]) -> None:
-    rows = data.gsm8k(split, path=str(GSM8K))
-    assert len(rows) == count
-    assert rows["solution"][: len(golds)] == golds
-    assert all(float(gold) == int(gold) for gold in rows["solution"])
-
-
-def test_gsm8k_takes_thousands_commas_out_and_limits(tmp_path: Path) -> None:
-    rich = {"question": "How much?", "answer": "1,000 more than 69,000.\n#### 70,000 "}
-    path = write_gsm8k(tmp_path, json.dumps(rich), "", json.dumps(GOOD))
-    assert data.gsm8k("train", path=path)["solution"][:] == ["70000", "2"]
-    assert data.gsm8k("train", path=path, limit=1)["solution"][:] == ["70000"]
-    with pytest.raises(ValueError, match="limit=0"):
-        data.gsm8k("train", path=path, limit=0)
-
-
-def test_gsm8k_keeps_a_line_separator_inside_text(tmp_path: Path) -> None:
-    row = GOOD | {"question": "One\u2028two"}
-    path = write_gsm8k(tmp_path, json.dumps(row, ensure_ascii=False))
-    assert data.gsm8k("train", path=path)["question"][:] == ["One\u2028two"]
-
-
 @pytest.mark.parametrize(
-    ("lines", "words"),
+    ("asked_for", "expected"),
     [
-        ([], ["train.jsonl", "empty"]),
-        ([json.dumps(GOOD), "{"], ["train.jsonl:2", "malformed JSON"]),
-        (["[1]"], ["train.jsonl:1", "list"]),
-        ([json.dumps({"question": "How many?"})], ["train.jsonl:1", "'answer'"]),
-        ([json.dumps({"answer": "#### 2"})], ["train.jsonl:1", "'question'"]),
-        ([json.dumps(GOOD | {"answer": "Two."})], ["train.jsonl:1", "####"]),
-        ([json.dumps(GOOD | {"answer": "Two.\n####"})], ["train.jsonl:1", "####"]),
+        ("r1", "<think> reasoning process here </think> <answer> answer here </answer>"),
+        ("boxed", r"put your final answer within \boxed{}."),
+        ("plain", "You are a helpful assistant."),
+        ("Think first.", "Think first."),
     ],
 )
-def test_gsm8k_names_the_bad_row(tmp_path: Path, lines: list[str], words: list[str]) -> None:
-    with refused(ValueError, words):
-        data.gsm8k("train", path=write_gsm8k(tmp_path, *lines))
+def test_a_system_prompt_by_name_or_as_text(asked_for: str, expected: str) -> None:
+    system, user = arithmetic("test", system_prompt=asked_for)[0]["prompt"]
+    assert system["role"] == "system"
+    assert expected in system["content"]
+    assert user["role"] == "user"
 
 
-def test_gsm8k_names_a_missing_folder_or_file(tmp_path: Path) -> None:
-    with refused(FileNotFoundError, ["nowhere", "train.jsonl and test.jsonl"]):
-        data.gsm8k("train", path=str(tmp_path / "nowhere"))
-    with refused(FileNotFoundError, ["test.jsonl is missing"]):
-        data.gsm8k("test", path=write_gsm8k(tmp_path, json.dumps(GOOD)))
+def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.md").write_text("Be brief.\n\nBe right.\n", encoding="utf-8")
+    (prompt, *_) = arithmetic("test", system_prompt=str(tmp_path / "mine.md"))["prompt"]
+    assert prompt[0] == {"role": "system", "content": "Be brief.\n\nBe right."}
 
 
-def test_gsm8k_refuses_what_is_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_bytes(b'{"question": "\xff"}\n')
-    with refused(ValueError, ["UTF-8"]):
-        data.gsm8k("train", path=str(tmp_path))
+@pytest.mark.parametrize("none", [None, "none"])
+def test_no_system_prompt(none: str | None) -> None:
+    assert [message["role"] for message in arithmetic("test", system_prompt=none)[0]["prompt"]] == ["user"]
 
 
-def test_gsm8k_from_an_unreachable_hub_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("Couldn't reach the Hub\nsecond line")
-
-    monkeypatch.setattr(data.datasets, "load_dataset", unreachable)
-    with refused(FileNotFoundError, ["openai/gsm8k", "path="]):
-        data.gsm8k("train", path=None)
+def test_a_misspelt_system_prompt_is_no_text() -> None:
+    with refused(FileNotFoundError, ["'boxd'", "boxed, plain, r1", "white space"]):
+        arithmetic("test", system_prompt="boxd")
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "gsm8k"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "custom"])
 def test_the_yaml_names_every_parameter(name: str) -> None:
-    shipped = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert shipped.pop("_target_") == f"grpo_lab.data.{name}"
-    assert list(shipped) == list(inspect.signature(getattr(data, name)).parameters)[1:]
+    given = {"parts" if key == "defaults" else key for key in shipped}
+    assert given == set(list(inspect.signature(getattr(data, name)).parameters)[1:])
 
 
-def test_the_shipped_arithmetic_defaults_load() -> None:
-    shipped = yaml.safe_load((ROOT / "conf" / "data" / "arithmetic.yaml").read_text(encoding="utf-8"))
-    shipped.pop("_target_")
-    for split in data.SPLITS:
-        assert len(data.arithmetic(split, **shipped)) == shipped[f"{split}_size"]
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_choice_composes_and_plans(name: str) -> None:
+    config = asked(f"data={name}", *NEEDED.get(name, []), "data.max_prompt_tokens=200")
+    check_targets(config)
+    assert make_plan(config, ON_CPU, folder=Path("runs/x"), ports=PORTS).batch.completions > 0
+
+
+def test_parts_of_a_mix_are_chosen_added_and_left_out_on_the_command_line() -> None:
+    parts = asked(
+        "data=mix", "+data@data.parts.words=gsm8k", "data.parts.words.weight=0.7", "~data@data.parts.countdown"
+    ).data["parts"]
+    assert {name: (part["_target_"], part.get("weight")) for name, part in parts.items()} == {
+        "arithmetic": ("grpo_lab.data.arithmetic", None),
+        "words": ("grpo_lab.data.gsm8k", 0.7),
+    }
