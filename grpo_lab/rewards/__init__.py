@@ -5,15 +5,14 @@ TRL leaves a `None` out of the mean. TRL's own rewards and any user's function h
 beside these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo_lab.rewards.answers import Answer, last_answer, read_answer
 from grpo_lab.rewards.judge import Question, Verdict, shared_judge
+from grpo_lab.rewards.text import Completion, text_of
 
 __all__ = ["accuracy", "format"]
-
-Completion = str | Sequence[Mapping[str, Any]]
 
 TAIL_CHARS = 200_000  # an answer that so much text follows is not a final answer
 ANYWHERE_CHARS = 2_000
@@ -41,7 +40,7 @@ def accuracy(
     if extract not in ("last_tag", "anywhere"):
         raise ValueError(f"extract={extract!r}: use last_tag or anywhere")
     questions = [
-        _question(gold, _text(completion)[-TAIL_CHARS:], anywhere=extract == "anywhere")
+        _question(gold, text_of(completion)[-TAIL_CHARS:], anywhere=extract == "anywhere")
         for completion, gold in zip(completions, solution, strict=True)
     ]
     verdicts = shared_judge().verdicts(questions, timeout_s)
@@ -53,17 +52,7 @@ def accuracy(
 
 def format(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
     """1.0 where the completion is `<think>...</think>`, `<answer>...</answer>`, nothing else but blanks."""
-    return [float(_well_formed(_text(completion))) for completion in completions]
-
-
-def _text(completion: Completion | None) -> str:
-    """The text of the last message; content may be `None` (a tool call) or a list of parts (for images)."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1].get("content") if completion else None
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content or () if isinstance(part, Mapping))
+    return [float(_well_formed(text_of(completion))) for completion in completions]
 
 
 def _question(gold: object, text: str, anywhere: bool) -> Question:

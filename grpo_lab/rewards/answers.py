@@ -60,15 +60,15 @@ def last_answer(text: str) -> str | None:
     r"""What stands in the last `<answer>` pair or closed `\boxed`, whichever ends later; linear time."""
     tag_end = text.rfind("</answer>")
     tag_start = text.rfind("<answer>", 0, tag_end) if tag_end >= 0 else -1
-    box = _last_box(text)
+    box = last_box(text)
     if tag_start >= 0 and (box is None or tag_end > box.stop):
         inside = text[tag_start + len("<answer>") : tag_end]
-        inner = _last_box(inside)
+        inner = last_box(inside)
         return inside if inner is None else inside[inner]
     return None if box is None else text[box]
 
 
-def _last_box(text: str) -> slice | None:
+def last_box(text: str) -> slice | None:
     r"""Where the inside of the last closed `\boxed{...}` is, braces inside it matched."""
     first = text.find(r"\boxed")
     if first < 0:

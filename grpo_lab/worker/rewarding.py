@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import get_method
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 RewardFunction = Callable[..., list[float | None]]
+CLASSIFIER = "grpo_lab.rewards.classifier.model"
 _OURS = ("_target_", "weight")
 
 
 class BadReward(RuntimeError):
     """A reward function raised, or returned something else than one number or None for each completion."""
 
-    def __init__(self, name: str, problem: str, completion: str) -> None:
-        shown = completion if len(completion) <= 500 else f"{completion[:500]}... ({len(completion)} characters)"
-        super().__init__(f"reward '{name}' {problem}; completion: {shown!r}")
+    def __init__(self, name: str, problem: str, completion: str | None = None) -> None:
+        shown = ""
+        if completion is not None:
+            cut = completion if len(completion) <= 500 else f"{completion[:500]}... ({len(completion)} characters)"
+            shown = f"; completion: {cut!r}"
+        super().__init__(f"reward '{name}' {problem}{shown}")
 
 
-def build(rewards: dict[str, dict[str, Any]]) -> list[RewardFunction]:
-    """The functions in the order of the config, each called `name` in every metric."""
-    return [_named(name, settings) for name, settings in rewards.items()]
+def build(rewards: dict[str, dict[str, Any]]) -> list[RewardFunction | PreTrainedModel]:
+    """What TRL takes, in the order of the config: functions, each called `name` in every metric, and classifiers."""
+    return [
+        _classifier(name, **settings)
+        if settings.get("path") and settings["_target_"] == CLASSIFIER
+        else _named(name, settings)
+        for name, settings in rewards.items()
+    ]
+
+
+def _classifier(name: str, path: str, dtype: str = "auto", **others: Any) -> PreTrainedModel:
+    """A sequence classifier with one label, which TRL places on its device and gives the texts to.
+
+    Raises:
+        BadReward: where it cannot be loaded, or is none: transformers would give any model a head of random weights.
+    """
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            os.path.expanduser(path), num_labels=1, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadReward(name, f"cannot load the classifier {path}: {error}") from error
+    if info["missing_keys"]:
+        raise BadReward(name, f"needs a sequence classifier; {path} has no {', '.join(sorted(info['missing_keys']))}")
+    return model
 
 
 def _named(name: str, settings: dict[str, Any]) -> RewardFunction:
     parameters = {key: value for key, value in settings.items() if key not in _OURS}
-    function = functools.partial(get_method(settings["_target_"]), **parameters)
+    target = get_method(settings["_target_"])
+
+    def function(**given: Any) -> list[float | None]:
+        return target(**{**given, **parameters})  # a column that is called as a parameter does not replace it
 
     def reward(completions: list[Any], **columns: Any) -> list[float | None]:
         try:
             values = list(function(completions=completions, **columns))
+        except OSError as error:  # no completion is to blame for a server or a file, and each may take a time limit
+            raise BadReward(name, f"raised {error!r}") from error
         except Exception as error:  # whatever a user's function raises: it is reported with its name, and re-raised
             raise BadReward(name, f"raised {error!r}", _culprit(function, completions, columns)) from error
-        for value, completion in zip(values, completions, strict=False):
+        if len(values) != len(completions):
+            raise BadReward(name, f"returned {len(values)} values for {len(completions)} completions")
+        for value, completion in zip(values, completions, strict=True):
             if value is not None and not isinstance(value, (int, float)):
                 raise BadReward(name, f"returned {value!r}, not a number or None", text_of(completion))
         return values
