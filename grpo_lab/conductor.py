@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -17,9 +17,9 @@ from grpo_lab import console as terminal
 from grpo_lab.config import Config
 from grpo_lab.logs import Log
 from grpo_lab.machine import gpu_memory_gib
-from grpo_lab.plan import Plan
+from grpo_lab.plan import Command, Plan
 from grpo_lab.processes import Child
-from grpo_lab.server import Server, ServerError, attach, vllm_server
+from grpo_lab.server import ServerError, attach, vllm_server
 from grpo_lab.store import Row, Run
 
 POLL_S = 0.2
@@ -49,11 +49,11 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
         try:
             prepare(run, config, plan, progress, stop)
             started = time.monotonic()
-            with server_of(run, config, plan, stop, progress) as server:
-                if server is not None:
+            with server_of(run, config, plan, stop, progress) as check_server:
+                if check_server is not None:
                     seen["startup_s"] = time.monotonic() - started
                 progress.show("starting the trainer")
-                train(run, config, plan, progress, stop, server)
+                train(run, config, plan, progress, stop, check_server)
                 seen["peak_memory_gib"] = gpu_memory_gib(plan.server_gpus)
         except Failure as failure:
             failed = failure.row
@@ -62,7 +62,7 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
             failed = {"class": error.failure_class, "message": str(error), "log": log}
         except KeyboardInterrupt:
             stop.hard = True
-    if stop.asked and failed is None and not finished(run):
+    if stop.asked and not ended_by_itself(run):
         raise interrupted(run, stop, console)
     completions.gather(run)
     result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
@@ -75,8 +75,10 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
     return result
 
 
-def finished(run: Run) -> bool:
-    return bool((store.read_json(run.outcome) or {}).get("finished"))
+def ended_by_itself(run: Run) -> bool:
+    """Whether the worker finished or failed for a reason of its own. A signal to us may have gone to it as well."""
+    said = store.read_json(run.outcome) or {}
+    return bool(said.get("finished") or said.get("failure"))
 
 
 def interrupted(run: Run, stop: Stop, console: Console) -> RunFailed:
@@ -116,23 +118,43 @@ def stop_signals(run: Run) -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def server_of(run: Run, config: Config, plan: Plan, stop: Stop, progress: terminal.Progress) -> Iterator[Server | None]:
-    """The vLLM server of the run for its length, None where it has none or uses somebody else's."""
-
-    def on_progress(line: str) -> None:
-        if stop.hard:
-            raise KeyboardInterrupt
-        progress.show(f"vLLM server | {line}")
-
+def server_of(
+    run: Run, config: Config, plan: Plan, stop: Stop, progress: terminal.Progress
+) -> Iterator[Callable[[], None] | None]:
+    """The vLLM server of the run for its length, None where it has none or uses somebody else's. What it gives is to
+    be called about once a second and raises ServerError when the server is dead."""
     if config.vllm.url is not None:
         attach(config.vllm.url, tp=plan.tp, dp=plan.dp, backend=str(plan.weight_transfer), timeout_s=30.0)
     if plan.server is None:
         yield None
         return
-    with vllm_server(
-        plan.server, log=run.server_log, timeout_s=config.timeouts.startup, on_progress=on_progress
-    ) as server:
-        yield server
+    with contextlib.ExitStack() as stack:
+        log = Log(run.server_log)
+        engines = [stack.enter_context(Child(one.argv, env=one.env, log=run.server_log)) for one in plan.engines]
+
+        def on_progress(line: str) -> None:
+            if stop.hard:
+                raise KeyboardInterrupt
+            check_engines(plan.engines, engines, log)
+            progress.show(f"vLLM server | {line}")
+
+        server = stack.enter_context(
+            vllm_server(plan.server, log=run.server_log, timeout_s=config.timeouts.startup, on_progress=on_progress)
+        )
+
+        def check() -> None:
+            check_engines(plan.engines, engines, log)
+            server.check()
+
+        yield check
+
+
+def check_engines(commands: Sequence[Command], engines: Sequence[Child], log: Log) -> None:
+    """Raises ServerError if one has ended: the server stays healthy, and waits, without its engines elsewhere."""
+    for command, child in zip(commands, engines, strict=True):
+        if (code := child.poll()) is not None:
+            said = [f"the vLLM engines on {command.host} ended with exit code {code}", *log.causes(), log.tail()]
+            raise ServerError("server_died", "\n".join(said))
 
 
 def prepare(run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop) -> None:
@@ -149,12 +171,20 @@ def prepare(run: Run, config: Config, plan: Plan, progress: terminal.Progress, s
         raise Failure("error", f"drawing random weights ended with exit code {code}", run.worker_log)
 
 
-def train(run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop, server: Server | None) -> None:
+def train(
+    run: Run,
+    config: Config,
+    plan: Plan,
+    progress: terminal.Progress,
+    stop: Stop,
+    check_server: Callable[[], None] | None,
+) -> None:
     """Start the trainer and wait for its end. Raises Failure, ServerError, KeyboardInterrupt on a second signal."""
-    told = False
-    with Child(plan.trainer.argv, env=plan.trainer.env, log=run.worker_log) as child:
+    told, log = False, Log(run.worker_log)
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(Child(one.argv, env=one.env, log=run.worker_log)) for one in plan.trainer]
         started = time.time()
-        while (code := child.poll()) is None:
+        while (code := ended(children)) is None:
             time.sleep(POLL_S)
             if stop.hard:
                 raise KeyboardInterrupt
@@ -162,11 +192,17 @@ def train(run: Run, config: Config, plan: Plan, progress: terminal.Progress, sto
                 progress.say("stopping after this step (once more: at once)")
                 told = True
             progress.update()
-            if server is not None:
-                server.check()
+            if check_server is not None:
+                check_server()
             check_pace(run, config, started)
     if code != 0:
-        raise failure_of(run, code)
+        raise failure_of(run, code, log)
+
+
+def ended(children: Sequence[Child]) -> int | None:
+    """0 when all have ended well, the exit code of the first that did not, None while there is neither."""
+    codes = [child.poll() for child in children]
+    return next((code for code in codes if code), None if None in codes else 0)
 
 
 def check_pace(run: Run, config: Config, started: float) -> None:
@@ -179,13 +215,12 @@ def check_pace(run: Run, config: Config, started: float) -> None:
         raise Failure("timeout", f"no progress for {quiet:.0f} s ({key}={limit:g})", run.worker_log)
 
 
-def failure_of(run: Run, code: int) -> Failure:
+def failure_of(run: Run, code: int, log: Log) -> Failure:
     """What the worker said itself, otherwise what its exit code and the end of its log say."""
     said = (store.read_json(run.outcome) or {}).get("failure")
     if said:
         return Failure(said["class"], said["message"], run.worker_log)
-    if code == -signal.SIGKILL:
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):  # the second is srun's, of a command on another machine
         return Failure("killed", "the trainer was killed (signal 9); out of host memory?", run.worker_log)
-    log = Log(run.worker_log)
     said = [f"the trainer ended with exit code {code}", *log.causes(), log.tail()]
     return Failure("worker_crash", "\n".join(said), run.worker_log)

@@ -15,7 +15,7 @@ from grpo_lab import upstream
 OWNED = {
     "model": "model.path=",
     "served_model_name": "nothing: it tells this run's server from others",
-    "host": "nothing: the server's administrative endpoints stay on the loopback",
+    "host": "nothing: the server listens on the loopback, with nodes= on its machine's address",
     "port": "nothing: a free port is taken",
     "tensor_parallel_size": "vllm.tp=",
     "data_parallel_size": "vllm.dp=",

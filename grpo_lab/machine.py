@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from grpo_lab import upstream
 from grpo_lab.errors import RequestError
+from grpo_lab.hosts import Host
 
 PACKAGES = (
     "torch",
@@ -49,6 +50,8 @@ class Machine:
     memory_gib: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
     """Distribution -> version, only what is installed. vLLM's CPU build shows as `vllm` with `+cpu`."""
+    hosts: tuple[Host, ...] = ()
+    """Of a run over several machines: all of them, each like this one. None: not known yet, or only this one."""
 
     @property
     def vllm_on_cpu(self) -> bool:

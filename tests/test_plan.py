@@ -142,11 +142,11 @@ def test_the_server_runs_as_planned() -> None:
 
 
 def test_many_processes_start_through_a_launcher() -> None:
-    on_gpus = planned(with_gpus(2), *QWEN, "vllm=colocate", "vllm.dp=2").trainer
+    on_gpus = planned(with_gpus(2), *QWEN, "vllm=colocate", "vllm.dp=2").trainer[0]
     assert "accelerate.commands.launch" in on_gpus.argv
     assert "--num_processes=2" in on_gpus.argv
     assert "--main_process_port=20003" in on_gpus.argv
-    assert "torch.distributed.run" in planned(ON_CPU, "vllm=colocate", "vllm.dp=2").trainer.argv
+    assert "torch.distributed.run" in planned(ON_CPU, "vllm=colocate", "vllm.dp=2").trainer[0].argv
 
 
 def test_trl_gets_what_the_user_asked_and_the_plan_decided() -> None:
@@ -159,7 +159,7 @@ def test_trl_gets_what_the_user_asked_and_the_plan_decided() -> None:
 
 
 def test_every_shipped_choice_composes_and_plans() -> None:
-    for group in ("model", "rewards", "peft", "tracker"):
+    for group in ("rewards", "peft", "tracker"):
         for file in sorted((CONF / group).glob("*.yaml")):
             choice = f"[{file.stem}]" if group == "rewards" else file.stem
             assert planned(with_gpus(8), f"{group}={choice}").batch.completions > 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from grpo_lab import policy
 from grpo_lab.config import Config
 from grpo_lab.engine import ServerPlan
 from grpo_lab.machine import Machine
-from grpo_lab.plan.checks import check_names, check_shape, check_sharding, check_upstream, check_vllm
+from grpo_lab.plan.checks import check_names, check_shape, check_sharding, check_upstream, check_vllm, unchecked
 from grpo_lab.plan.commands import (
     RUN_VARIABLE,
     engine_options,
+    engines_of,
     prepare_of,
     server_of,
     trainer_of,
     trl_arguments,
     weight_transfer,
 )
-from grpo_lab.plan.layout import allowed_gpus, batch_of, roles
+from grpo_lab.plan.layout import allowed_gpus, batch_of, hosts_of, roles
+from grpo_lab.plan.notes import notes
 from grpo_lab.plan.parts import Batch, Command, Ports
 
 __all__ = ["RUN_VARIABLE", "Batch", "Command", "Plan", "Ports", "data_arguments", "make_plan", "shell"]
@@ -36,16 +38,26 @@ __all__ = ["RUN_VARIABLE", "Batch", "Command", "Plan", "Ports", "data_arguments"
 @dataclass(frozen=True)
 class Plan:
     mode: str
+    nodes: int
+    """Machines that the run spans, the conductor's included."""
+    trainer_hosts: tuple[str, ...]
     trainer_gpus: tuple[str, ...]
+    """Ids, on each of the trainer's machines."""
+    server_hosts: tuple[str, ...]
     server_gpus: tuple[str, ...]
+    """Ids, on each of the server's machines."""
     tp: int
     dp: int
     batch: Batch
     model_path: str
     trl: Mapping[str, Any]
     """Arguments of GRPOConfig that the harness decides."""
-    trainer: Command
+    trainer: tuple[Command, ...]
+    """One for each of its machines."""
     server: ServerPlan | None
+    """On the conductor's machine."""
+    engines: tuple[Command, ...]
+    """What the server needs on further machines."""
     engine: Mapping[str, Any]
     """Engine arguments of a colocated vLLM beyond those that TRL passes."""
     weight_transfer: str | None
@@ -54,10 +66,29 @@ class Plan:
     """Makes the checkpoint with random weights, if it is not in the cache."""
     peak_flops: float | None
     """Of all GPUs of the run together, dense bf16; None where unknown."""
+    notes: tuple[str, ...] = ()
+    """What a user should know before the run starts."""
 
     @property
     def gpus(self) -> int:
-        return len(set(self.trainer_gpus) | set(self.server_gpus))
+        """Of the whole run, on all its machines."""
+        return len(self.trainer_gpus) * len(self.trainer_hosts) + len(self.server_gpus) * len(self.server_hosts)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """That each machine of the run must have."""
+        return self.gpus if self.nodes == 1 else max(len(self.trainer_gpus), len(self.server_gpus))
+
+    def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
+        """All that the run starts, in order, each with its role and, of a run over several machines, its machine."""
+        if self.prepare is not None:
+            yield "prepare", self.prepare
+        for command in self.engines:
+            yield f"server's engines, {command.host}", command
+        if self.server is not None:
+            yield "server" if self.nodes == 1 else f"server, {self.server_hosts[0]}", self.server
+        for command in self.trainer:
+            yield "trainer" if self.nodes == 1 else f"trainer, {command.host}", command
 
     @property
     def generating_devices(self) -> int:
@@ -80,30 +111,39 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     check_upstream(config, machine)
     gpus = allowed_gpus(config, machine)
     check_vllm(config, machine, on_gpu=bool(gpus))
-    shape = policy.architecture(config.model)
-    check_shape(config, shape)
-    processes, trainer_gpus, server_gpus = roles(config, gpus)
-    check_sharding(config.distributed.kind, machine, processes, on_gpu=bool(gpus))
-    batch = batch_of(config.grpo, processes)
+    shape = policy.shape(config.model)
+    check_shape(config, shape, on_gpu=bool(gpus))
+    layout = roles(config, gpus, hosts_of(config, machine), cores=machine.cores)
+    check_sharding(config.distributed.kind, machine, layout.processes, on_gpu=bool(gpus))
+    batch = batch_of(config.grpo, layout.processes, hosts=len(layout.trainer))
     model_path = policy.location(config.model)
-    server = server_of(config, machine, folder, model_path, server_gpus, ports)
+    server = server_of(config, machine, folder, model_path, layout, ports)
     names = {gpu.id: gpu for gpu in machine.gpus}
-    peaks = [names[gpu].peak_flops for gpu in {*trainer_gpus, *server_gpus}]
+    used = layout.trainer_gpus * len(layout.trainer) + layout.server_gpus * len(layout.server)
+    peaks = [names[gpu].peak_flops for gpu in used]
     return Plan(
         mode=config.vllm.mode,
-        trainer_gpus=trainer_gpus,
-        server_gpus=server_gpus,
+        nodes=config.nodes,
+        trainer_hosts=tuple(host.name for host in layout.trainer),
+        trainer_gpus=layout.trainer_gpus,
+        server_hosts=tuple(host.name for host in layout.server),
+        server_gpus=layout.server_gpus,
         tp=config.vllm.tp,
         dp=config.vllm.dp,
         batch=batch,
         model_path=model_path,
         trl=trl_arguments(config, batch, on_gpu=bool(gpus), server=server, folder=folder, ports=ports),
-        trainer=trainer_of(config, machine, folder, processes, trainer_gpus, ports),
+        trainer=trainer_of(config, machine, folder, layout, ports),
         server=server,
+        engines=engines_of(config, server, layout),
         engine=engine_options(config, on_gpu=bool(gpus)),
         weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
         prepare=prepare_of(config, model_path, folder),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
+        notes=(
+            *unchecked(config, shape),
+            *(notes(layout, server, room=len(gpus), unused=machine.hosts[config.nodes :]) if config.nodes > 1 else ()),
+        ),
     )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
 
 from grpo_lab import upstream
 from grpo_lab.config import Config
 from grpo_lab.engine import OWNED as ENGINE_OWNED
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.machine import Machine
+from grpo_lab.policy import Shape
 
 MODES = ("off", "colocate", "server")
 SHARDING = ("ddp", "fsdp2", "zero2", "zero3")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+KERNEL = re.compile(r"[^/:@|]+/[^/:@|]+(@[^/:@|]+)?(:[^/:@|]+)?")
+"""Attention from the hub, through the package `kernels`: owner/name, @revision, :function."""
 VLLM_SUPPORTED = ((0, 22), (0, 31))
 """Oldest and newest vLLM that TRL 1.16 supports."""
 
@@ -55,16 +59,30 @@ OWNED = {
 """Fields of GRPOConfig that follow from the plan -> the key to set instead."""
 
 
+SPREAD = (
+    "data_parallel_size_local",
+    "data_parallel_address",
+    "data_parallel_rpc_port",
+    "data_parallel_rank",
+    "data_parallel_start_rank",
+)
+"""Engine arguments of a server over several machines."""
+
+
 def check_names(config: Config) -> None:
     for key, value, valid in (
         ("vllm.mode", config.vllm.mode, MODES),
         ("distributed.kind", config.distributed.kind, SHARDING),
         ("model.weights", config.model.weights, ("pretrained", "random")),
-        ("peft.kind", config.peft.kind, ("none", "lora")),
+        ("model.dtype", config.model.dtype, DTYPES),
+        ("peft.kind", config.peft.kind, ("none", "lora", "qlora")),
         ("vllm.weight_transfer", config.vllm.weight_transfer, ("auto", "nccl", "gloo")),
     ):
         if value not in valid:
             raise RequestError(f"{key}={value}: {nearest(value, valid)}")
+    attn = config.model.attn
+    if attn is not None and attn not in ATTENTION and not KERNEL.fullmatch(attn):
+        raise RequestError(f"model.attn={attn}: {nearest(attn, ATTENTION)}; owner/name is a kernel of the hub")
     for key, number in (("vllm.tp", config.vllm.tp), ("vllm.dp", config.vllm.dp)):
         if number < 1:
             raise RequestError(f"{key}={number}: must be at least 1")
@@ -77,12 +95,13 @@ def check_upstream(config: Config, machine: Machine) -> None:
         if key in OWNED:
             raise RequestError(f"grpo.{key} follows from the plan; set {OWNED[key]}")
     upstream.check_options("grpo", config.grpo, *upstream.GRPO)
-    if config.peft.kind == "lora":
+    if config.peft.kind != "none":
         upstream.check_options("peft.options", config.peft.options, *upstream.LORA)
     if config.vllm.mode != "off" and "vllm" in machine.versions:
         upstream.check_options("vllm.engine", config.vllm.engine, *upstream.ENGINE)
-        for key in ENGINE_OWNED.keys() & config.vllm.engine.keys():
-            raise RequestError(f"vllm.engine.{key} follows from the plan; set {ENGINE_OWNED[key]}")
+        owned = {**ENGINE_OWNED, **dict.fromkeys(SPREAD, "vllm.dp= and nodes=")}
+        for key in owned.keys() & config.vllm.engine.keys():
+            raise RequestError(f"vllm.engine.{key} follows from the plan; set {owned[key]}")
 
 
 def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
@@ -125,31 +144,57 @@ def _check_length(config: Config) -> None:
     limit = config.vllm.max_model_len
     if limit is None:
         return
-    prompt = config.data.get("max_prompt_tokens") or 1
-    need = prompt + int(config.grpo.get("max_completion_length", 512))
-    if limit < need:
+    if limit < (need := _tokens_needed(config)):
         raise RequestError(f"vllm.max_model_len={limit}: prompt + completion need {need} tokens")
 
 
-def check_shape(config: Config, shape: Mapping[str, Any]) -> None:
-    """Refuse a tensor-parallel size that vLLM cannot split this model over (vllm.model_executor: `divide`)."""
-    tp = config.vllm.tp
-    heads, kv_heads = shape.get("num_attention_heads"), shape.get("num_key_value_heads")
-    if heads and heads % tp:
-        raise RequestError(f"vllm.tp={tp} does not divide the {heads} attention heads of {config.model.name}")
-    if kv_heads and kv_heads % tp and tp % kv_heads:
+def _tokens_needed(config: Config) -> int:
+    """By one prompt and its completion, as far as it is known before the data are read."""
+    prompt, completion = config.data.get("max_prompt_tokens"), config.grpo.get("max_completion_length", 512)
+    return (prompt if isinstance(prompt, int) else 1) + (completion or 1)
+
+
+def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
+    """Refuse a tensor-parallel size that vLLM cannot split this model over (vllm.model_executor: `divide`), lengths
+    beyond the model's context, and what vLLM cannot update. Without a shape none of it is (:func:`unchecked`)."""
+    if shape is None:
+        return
+    name, tp = config.model.name, config.vllm.tp
+    if shape.experts and config.vllm.mode != "off" and not on_gpu:
         raise RequestError(
-            f"vllm.tp={tp} neither divides nor is a multiple of the {kv_heads} kv heads of {config.model.name}"
+            f"vllm={config.vllm.mode}: on a CPU vLLM packs the experts of {name} in a layout of its own, which weights"
+            " from the trainer would destroy; vllm=off"
         )
+    if shape.heads % tp:
+        raise RequestError(f"vllm.tp={tp} does not divide the {shape.heads} attention heads of {name}")
+    if shape.kv_heads % tp and tp % shape.kv_heads:
+        raise RequestError(f"vllm.tp={tp} neither divides nor is a multiple of the {shape.kv_heads} kv heads of {name}")
     for what, size in (
-        ("mlp size", shape.get("intermediate_size")),
-        ("vocabulary, padded to a multiple of 64,", 64 * math.ceil(shape.get("vocab_size", 0) / 64)),
+        ("size of an expert" if shape.experts else "mlp size", shape.mlp),
+        ("vocabulary, padded to a multiple of 64,", 64 * math.ceil(shape.vocab / 64)),
     ):
-        if size and size % tp:
-            raise RequestError(f"vllm.tp={tp} does not divide the {what} of {size} of {config.model.name}")
-    context, want = shape.get("max_position_embeddings"), config.vllm.max_model_len
-    if context and want and want > context:
-        raise RequestError(f"vllm.max_model_len={want}: {config.model.name} has a context of {context}")
+        if size % tp:
+            raise RequestError(f"vllm.tp={tp} does not divide the {what} of {size} of {name}")
+    if shape.context is None:
+        return
+    want, need = config.vllm.max_model_len, _tokens_needed(config)
+    if want and want > shape.context:
+        raise RequestError(f"vllm.max_model_len={want}: {name} has a context of {shape.context}")
+    if need > shape.context:
+        raise RequestError(
+            f"grpo.max_completion_length={config.grpo.get('max_completion_length')}: with the prompt {need} tokens, and"
+            f" {name} has a context of {shape.context}"
+        )
+
+
+def unchecked(config: Config, shape: Shape | None) -> tuple[str, ...]:
+    """What this plan had to leave to the run, in words for the user."""
+    if shape is not None:
+        return ()
+    return (
+        f"the shape of {config.model.path} is not known before it is loaded: vllm.tp against its heads and sizes, and"
+        " lengths against its context, are not checked",
+    )
 
 
 def check_sharding(kind: str, machine: Machine, processes: int, *, on_gpu: bool) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config import Config
-from grpo_lab.engine import PATIENT, QUIET, ServerPlan, cpu_env, server_argv, server_env
+from grpo_lab.engine import PATIENT, QUIET, ServerPlan, cpu_env, flags, server_argv, server_env
 from grpo_lab.errors import RequestError
+from grpo_lab.hosts import Host
 from grpo_lab.machine import Machine
-from grpo_lab.plan.parts import Batch, Command, Ports
+from grpo_lab.plan.parts import Batch, Command, Ports, Roles
 
 RUN_VARIABLE = "GRPO_LAB_RUN"
 """In the environment of every process of a run: its folder, for whoever finds the process."""
@@ -89,12 +90,13 @@ def _model_init(config: Config) -> dict[str, Any]:
 
 
 def server_of(
-    config: Config, machine: Machine, folder: Path, model_path: str, gpus: tuple[str, ...], ports: Ports
+    config: Config, machine: Machine, folder: Path, model_path: str, roles: Roles, ports: Ports
 ) -> ServerPlan | None:
     """What to start in server mode; None in the other modes and for a server that runs already (`vllm.url`)."""
     vllm = config.vllm
-    if vllm.mode != "server" or vllm.url is not None:
+    if not roles.server:
         return None
+    host, gpus = roles.server[0], roles.server_gpus
     on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
     if backend == "gloo" and "grpo-lab" not in machine.versions:
         raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
@@ -102,7 +104,7 @@ def server_of(
     argv = server_argv(
         model_path,
         served_name=served_name,
-        host="127.0.0.1",
+        host=host.address,
         port=ports.http,
         tp=vllm.tp,
         dp=vllm.dp,
@@ -110,26 +112,56 @@ def server_of(
         seed=config.seed,
         max_model_len=vllm.max_model_len,
         gpu_memory_utilization=None if on_cpu else _memory_share(config),
-        engine=engine_options(config, on_gpu=not on_cpu),
+        engine={**_spread(config, roles, ports), **engine_options(config, on_gpu=not on_cpu)},
         version=machine.versions["vllm"],
     )
     env = server_env(
         on_cpu=on_cpu,
         tp=vllm.tp,
-        dp=vllm.dp,
+        dp=vllm.dp // len(roles.server),
         cores=machine.cores,
         gpus=gpus,
         eager=vllm.engine.get("enforce_eager", True),
     )
     env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
-    url = f"http://127.0.0.1:{ports.http}"
+    url = f"http://{host.address}:{ports.http}"
     return ServerPlan(tuple(argv), env, url, served_name, vllm.tp, vllm.dp, backend, config.seed)
+
+
+def _spread(config: Config, roles: Roles, ports: Ports) -> dict[str, Any]:
+    """Options of a server that spans several hosts: vLLM's data parallelism with one front end, on the first."""
+    if len(roles.server) == 1:
+        return {}
+    return {
+        "data_parallel_size_local": config.vllm.dp // len(roles.server),
+        "data_parallel_address": roles.server[0].address,
+        "data_parallel_rpc_port": ports.engines,
+    }
+
+
+def engines_of(config: Config, server: ServerPlan | None, roles: Roles) -> tuple[Command, ...]:
+    """The engines of the server on its further hosts. They wait for its front end, and it for them."""
+    if server is None:
+        return ()
+    local = config.vllm.dp // len(roles.server)
+    return tuple(
+        Command(
+            host.reach([*server.argv, *flags({"headless": True, "data_parallel_start_rank": rank * local})]),
+            {**server.env, **_elsewhere(host)},
+            host.name,
+        )
+        for rank, host in enumerate(roles.server)
+        if rank > 0
+    )
 
 
 def engine_options(config: Config, *, on_gpu: bool) -> dict[str, Any]:
     """vLLM's engine arguments. On a CPU vLLM computes in the trainer's precision and compiles nothing."""
-    on_cpu = {"enforce_eager": True, "dtype": config.model.dtype}
-    return {**({} if on_gpu else on_cpu), **config.vllm.engine}
+    model = config.model
+    same_model = {"revision": model.revision, "trust_remote_code": model.trust_remote_code or None}
+    on_cpu = {"enforce_eager": True, "dtype": model.dtype}
+    chosen = {key: value for key, value in same_model.items() if value is not None}
+    return {**chosen, **({} if on_gpu else on_cpu), **config.vllm.engine}
 
 
 def weight_transfer(config: Config, *, on_gpu: bool) -> str:
@@ -140,22 +172,34 @@ def weight_transfer(config: Config, *, on_gpu: bool) -> str:
     return ("nccl" if on_gpu else "gloo") if wanted == "auto" else wanted
 
 
-def trainer_of(
-    config: Config, machine: Machine, folder: Path, processes: int, gpus: tuple[str, ...], ports: Ports
-) -> Command:
+def trainer_of(config: Config, machine: Machine, folder: Path, roles: Roles, ports: Ports) -> tuple[Command, ...]:
+    """One command for each of the trainer's hosts, in the order of their ranks."""
+    worker = ["-m", "grpo_lab.worker", str(folder)]
+    return tuple(
+        Command(
+            host.reach([sys.executable, *_launcher(config, roles, rank, ports), *worker]),
+            _trainer_env(config, machine, folder, roles, host),
+            host.name,
+        )
+        for rank, host in enumerate(roles.trainer)
+    )
+
+
+def _launcher(config: Config, roles: Roles, rank: int, ports: Ports) -> list[str]:
     """One process runs plainly. Several start through `accelerate launch` on GPUs; on a CPU, where accelerate
     wants MPI for that, through torch's own launcher."""
-    kind = config.distributed.kind
-    worker = ["-m", "grpo_lab.worker", str(folder)]
-    if processes == 1 and kind == "ddp":
-        argv = [sys.executable, *worker]
-    elif gpus:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
-        argv = [*launch, f"--num_processes={processes}", f"--main_process_port={ports.rendezvous}", *worker]
+    hosts, first = len(roles.trainer), roles.trainer[0].address
+    if roles.processes == 1 and config.distributed.kind == "ddp":
+        return []
+    if roles.trainer_gpus:
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_machines={hosts}"]
+        launch += [f"--num_processes={roles.processes}", f"--main_process_port={ports.rendezvous}"]
+        meeting = [f"--machine_rank={rank}", f"--main_process_ip={first}", "--same_network"]
     else:
-        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-        argv = [*launch, f"--master-port={ports.rendezvous}", *worker]
-    return Command(tuple(argv), _trainer_env(config, machine, folder, processes, gpus))
+        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={roles.processes // hosts}"]
+        launch += [f"--master-port={ports.rendezvous}"]
+        meeting = [f"--nnodes={hosts}", f"--node-rank={rank}", f"--master-addr={first}"]
+    return [*launch, *(meeting if hosts > 1 else ())]
 
 
 def prepare_of(config: Config, model_path: str, folder: Path) -> Command | None:
@@ -164,9 +208,8 @@ def prepare_of(config: Config, model_path: str, folder: Path) -> Command | None:
     return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
 
 
-def _trainer_env(
-    config: Config, machine: Machine, folder: Path, processes: int, gpus: tuple[str, ...]
-) -> dict[str, str]:
+def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, host: Host) -> dict[str, str]:
+    gpus, processes = roles.trainer_gpus, roles.processes // len(roles.trainer)
     env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
@@ -176,7 +219,13 @@ def _trainer_env(
         env |= QUIET
         env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
     if config.vllm.mode == "server":
-        # TRL's HTTP session would take a proxy to the loopback, and its NCCL group the first address of the host.
-        env |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-        env |= {"VLLM_HOST_IP": "127.0.0.1"} if config.vllm.url is None else {}
-    return env | {key: str(value) for key, value in config.vllm.env.items()}
+        # TRL's HTTP session would take a proxy to the server, and its NCCL group the first address of the host.
+        direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", *(server.address for server in roles.server)]))
+        env |= {"NO_PROXY": direct, "no_proxy": direct}
+        env |= {"VLLM_HOST_IP": host.address} if roles.server else {}
+    return env | _elsewhere(host) | {key: str(value) for key, value in config.vllm.env.items()}
+
+
+def _elsewhere(host: Host) -> dict[str, str]:
+    """vLLM's sockets go to a folder that the conductor makes, on its own host."""
+    return {} if host.here else {"VLLM_RPC_BASE_PATH": "/tmp"}

@@ -1,0 +1,29 @@
+"""What a run over several machines does that a user may not expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from grpo_lab.engine import ServerPlan
+from grpo_lab.hosts import Host
+from grpo_lab.plan.parts import Roles
+
+
+def notes(roles: Roles, server: ServerPlan | None, *, room: int, unused: Sequence[Host]) -> Iterator[str]:
+    """`room`: GPUs that the run may use on each machine; `unused`: machines of the job that it does not need."""
+    for role, hosts, gpus in (
+        ("server", roles.server, roles.server_gpus),
+        ("trainer", roles.trainer, roles.trainer_gpus),
+    ):
+        if hosts:
+            idle = room - len(gpus)
+            left_over = f", {idle} of {room} GPUs stay idle on {'each' if len(hosts) > 1 else 'it'}" if idle else ""
+            yield f"{role} on {_names(hosts)}{left_over}"
+    if unused:
+        yield f"{_names(unused)} stay idle"
+    if server is not None and not roles.server[0].address.startswith("127."):
+        yield f"the server listens on {server.url}, where its administrative endpoints are open to the whole network"
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    return ", ".join(host.name for host in hosts)
