@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from grpo_lab.config import CONF, Config
-from grpo_lab.errors import nearest
+from grpo_lab.errors import PointFailed, RequestError, nearest
 
 
 def run_app(app: Callable[[], Any]) -> int:
@@ -21,17 +22,39 @@ def run_app(app: Callable[[], Any]) -> int:
     Hydra prints its own errors and ends the process itself unless HYDRA_FULL_ERROR is set: then they reach us. A user
     who sets it wants the traceback and gets it.
     """
+    sys.argv[1:] = quoted(sys.argv[1:])
     if "HYDRA_FULL_ERROR" in os.environ:
         app()
         return 0
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         app()
-    except (HydraException, OmegaConfBaseException, MissingConfigException) as error:
+    except (HydraException, OmegaConfBaseException, MissingConfigException, RequestError) as error:
         return refuse(explain(error))
+    except PointFailed:
+        return 1
+    except ValueError as error:
+        # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.
+        if "No trials are completed yet" not in str(error):
+            raise
+        print("error: no trial of the search has a value", file=sys.stderr)
+        return 1
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+_SLICE = re.compile(r"(.*\bdata\.(?:parts\.\w+\.)?(?:train|test)=)([^\"'\[]+\[[^\"']*)")
+
+
+def quoted(arguments: list[str]) -> list[str]:
+    """`data.train=train[:10%]` with the slice in quotes, as Hydra wants it; commas separate values of a sweep."""
+
+    def one(argument: str) -> str:
+        match = _SLICE.fullmatch(argument)
+        return match[1] + ",".join(f'"{part}"' for part in match[2].split(",")) if match else argument
+
+    return [one(argument) for argument in arguments]
 
 
 def refuse(message: str) -> int:

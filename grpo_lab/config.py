@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from grpo_lab.redaction import redact
+from grpo_lab.sweep.naming import sweep_name
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
@@ -124,7 +125,7 @@ class LauncherConfig:
 
 @dataclass
 class SweepConfig:
-    """What a repeated `--multirun` does with the points that it finds; finished ones are skipped, unfinished resumed."""
+    """What a repeated `--multirun` does with the points that it finds: finished are skipped, unfinished resumed."""
 
     retry: str | None = None
     """`failed`: run failed points again."""
@@ -156,6 +157,10 @@ class Config:
     """`auto` (all that are visible), a number, or a list of ids."""
     trainer_gpus: int | None = None
     """Null: server mode, all GPUs that the server leaves; otherwise all."""
+    nodes: int = 1
+    """Machines that the run spans, all alike; `gpus` is then a number of each. A server has machines of its own."""
+    hosts: list[str] | None = None
+    """Their names, this one first. Null: those of the Slurm job."""
     runs_dir: str = "runs"
     name: str | None = None
     resume: bool | None = None
@@ -169,7 +174,18 @@ class Config:
     dry_run: bool = False
 
 
-_NOT_IDENTITY = ("runs_dir", "name", "resume", "dry_run", "tracker", "timeouts", "launcher", "sweep", "objective")
+_NOT_IDENTITY = (
+    "runs_dir",
+    "name",
+    "hosts",
+    "resume",
+    "dry_run",
+    "tracker",
+    "timeouts",
+    "launcher",
+    "sweep",
+    "objective",
+)
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 
 
@@ -179,6 +195,9 @@ def register() -> None:
     for key in _OPEN:
         OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
+
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
 
 
 def from_hydra(composed: DictConfig) -> Config:

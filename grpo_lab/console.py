@@ -43,7 +43,8 @@ def banner(console: Console, config: Config, plan: Plan, machine: Machine, folde
 def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
     """Who does what, on which GPUs."""
     name = machine.gpus[0].name if machine.gpus else ""
-    trainer = f"GPU {','.join(plan.trainer_gpus)} ({name})" if plan.trainer_gpus else f"CPU, {machine.cores} cores"
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    trainer = f"GPU {','.join(plan.trainer_gpus)} ({name})" if plan.trainer_gpus else f"CPU, {cores}"
     many = f", {plan.batch.processes} processes" if plan.batch.processes > 1 else ""
     layout = f"tp={plan.tp} dp={plan.dp}"
     generation = {

@@ -10,6 +10,10 @@ class RequestError(ValueError):
     """The request cannot be met. The message names the value and the way out."""
 
 
+class PointFailed(RuntimeError):
+    """A point of a sweep did not finish; what there is to say has been said. Exit code 1."""
+
+
 def nearest(wrong: str, valid: Iterable[str], *, show: int = 8) -> str:
     """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them)."""
     names = sorted(valid)

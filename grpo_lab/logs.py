@@ -45,6 +45,12 @@ class Log:
     def tail(self, count: int = 12) -> str:
         return "\n".join([f"last lines of {self.path}:", *(f"  {line[:300]}" for line in self.lines(32768)[-count:])])
 
+    def refusal(self) -> str:
+        """The words with which a command of ours refused a request; the last lines if there are none."""
+        lines = self.lines(32768)
+        at = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+        return "\n".join(lines[at[-1] :]).removeprefix("error: ") if at else self.tail()
+
     def causes(self, count: int = 3) -> list[str]:
         """The exceptions in it, first the first: what came later mostly only followed from it."""
         lines = self.lines(4 * 2**20)

@@ -19,6 +19,8 @@ from types import TracebackType
 
 import psutil
 
+from grpo_lab.errors import RequestError
+
 WARDEN = Path(__file__).with_name("warden.py")
 TREE = "GRPO_LAB_TREE"  # in the environment of every process of a tree: the tree's id
 SHORT_PATH = 60  # vLLM appends 37 characters to VLLM_RPC_BASE_PATH; a socket's path may have 107
@@ -164,14 +166,28 @@ def make_scratch() -> Path:
 
 def tree_members(tree: str) -> list[psutil.Process]:
     """Living processes that carry the tree's id in their environment."""
+    return carriers(TREE, tree)
+
+
+def carriers(variable: str, value: str) -> list[psutil.Process]:
+    """Living processes with this value of an environment variable."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(TREE) == tree and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
+
+
+def await_end(variable: str, value: str, timeout_s: float) -> None:
+    """Wait until no such process is left. Raises RequestError if some do not end."""
+    deadline = time.monotonic() + timeout_s
+    while left := carriers(variable, value):
+        if time.monotonic() > deadline:
+            raise RequestError(f"{value} is in use by processes {', '.join(str(one.pid) for one in left)}")
+        time.sleep(0.2)
 
 
 def kill_tree(tree: str, timeout_s: float = KILL_PATIENCE_S) -> None:

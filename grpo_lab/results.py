@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from grpo_lab import stats, store
+from grpo_lab import policy, stats, store
 from grpo_lab.config import Config
+from grpo_lab.errors import RequestError, nearest
 from grpo_lab.plan import Plan
 from grpo_lab.store import Row, Run
 
 PHASES = ("generate", "sync", "reward", "logprobs", "train", "other")
+OBJECTIVES = (
+    "accuracy_after",
+    "accuracy_gain",
+    "reward_last",
+    "step_time_s",
+    "generated_tokens_per_s",
+    "tokens_per_s_per_gpu",
+    "samples_per_s",
+    "mfu",
+)
+"""Measurements that a sweeper can optimise."""
+LOWER_IS_BETTER = ("step_time_s",)
 FORWARD_BACKWARD, FORWARD = 6, 2
 """FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
 
@@ -33,6 +46,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "seed": config.seed,
         "steps": len(rows),
         "warmup_steps": config.warmup_steps,
+        "data": outcome.get("data"),
         "metrics": {
             **accuracy(run),
             "reward_last": _reward_last(rows),
@@ -48,6 +62,18 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
             "startup_s": {"trainer": outcome.get("startup_s"), "server": server.get("startup_s")},
         },
     }
+
+
+def check_objective(name: str) -> None:
+    """Raises RequestError for a name that is not one of OBJECTIVES."""
+    if name not in OBJECTIVES:
+        raise RequestError(f"objective={name}: {nearest(name, OBJECTIVES)}")
+
+
+def objective(result: Row, name: str) -> float | None:
+    """One of OBJECTIVES as a number, median or value; None if it was not measured."""
+    found = result.get("metrics", {}).get(name)
+    return None if found is None else float(found.get("median", found.get("value")))
 
 
 def accuracy(run: Run) -> Row:
@@ -81,10 +107,11 @@ def _mfu(rows: list[Row], config: Config, plan: Plan) -> Any:
     """Model FLOPs utilisation of the whole step: training, log-probabilities and generation of the completion
     tokens over what all GPUs of the run could do; attention and prompts are left out. Null where unknown.
     """
-    if not plan.peak_flops or not config.model.parameters:
+    active = policy.active_parameters(config.model)
+    if not plan.peak_flops or not active:
         return None
     passes = FORWARD_BACKWARD + FORWARD + (FORWARD if plan.mode != "off" else 0)
-    work = passes * config.model.parameters
+    work = passes * active
     return stats.timing(
         [
             row["completion_tokens"] * work / row["step_time_s"] / plan.peak_flops

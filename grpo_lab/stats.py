@@ -44,7 +44,28 @@ def proportion(right: Sequence[int]) -> Proportion:
     return {"value": share, "ci95": (max(0.0, centre - half), min(1.0, centre + half)), "n": n}
 
 
-def paired_difference(before: Sequence[int], after: Sequence[int]) -> Proportion:
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased estimate, from `samples` completions of one problem, `right` of them right, of the chance that at least
+    one of k is right (Chen et al. 2021, eq. 1): 1 - C(samples - right, k) / C(samples, k).
+
+    Raises:
+        ValueError: where there are fewer samples than k.
+    """
+    if not 0 <= right <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {right} right in {samples} samples")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def mean_share(shares: Sequence[float]) -> Proportion:
+    """Mean over problems of a share of each, with a bootstrap interval over problems; Wilson's where each share is 0
+    or 1, because resampling problems that are all alike would find no uncertainty."""
+    if all(share in (0.0, 1.0) for share in shares):
+        return proportion([int(share) for share in shares])
+    data = np.asarray(shares, dtype=float)
+    return {"value": float(data.mean()), "ci95": _bootstrap(data, np.mean), "n": len(data)}
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Proportion:
     """Mean of after - before over the same problems, -1..1, with a bootstrap interval over problems.
 
     Raises:

@@ -14,6 +14,8 @@ from typing import Any
 
 Row = dict[str, Any]
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_SET_ASIDE = re.compile(r"\.old-\d+$")
+_EVALUATIONS = "evaluations"
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,117 @@ class Run:
             if int(file.stem.removeprefix("completions_")) > step:
                 file.unlink()
 
+    @property
+    def lock(self) -> Path:
+        """Held by the run's conductor and, when that dies, until nothing of its processes is left."""
+        return self.folder / ".lock"
+
     def set_aside(self) -> Path:
         """Move the folder out of the way, to the first free `<name>.old-N`; nothing is deleted."""
         number = 1
         while (target := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
             number += 1
         return self.folder.rename(target)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The folder of one evaluation of a policy, below the folder of its run."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, run: Run, name: str) -> Evaluation:
+        return cls(run.folder / _EVALUATIONS / name)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """What the answering process is to do."""
+        return self.folder / "plan.json"
+
+    @property
+    def env(self) -> Path:
+        return self.folder / "env.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "answering.log"
+
+    @property
+    def progress(self) -> Path:
+        """What the answering process is doing: `{phase, done, total}`, in problems."""
+        return self.folder / "progress.json"
+
+    @property
+    def parts(self) -> Path:
+        """Where each batch is saved, gathered into `records` at the end."""
+        return self.folder / "parts"
+
+    def part(self, batch: int) -> Path:
+        return self.parts / f"part-{batch:06}.parquet"
+
+    @property
+    def records(self) -> Path:
+        """One row a problem and sample; its presence means that every problem has been answered."""
+        return self.folder / "records.parquet"
+
+    @property
+    def merged(self) -> Path:
+        """The weights with their adapter in them, while vLLM uses them."""
+        return self.folder / "merged"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def comparison(self) -> Path:
+        """With the evaluation that was named before this one."""
+        return self.folder / "comparison.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The folder of a sweep: its points are run folders in it."""
+
+    folder: Path
+
+    @property
+    def points(self) -> Path:
+        """Every point with its overrides and resolved config, frozen before the first one starts."""
+        return self.folder / "sweep.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the launcher that works on the sweep."""
+        return self.folder / ".lock"
+
+    def job(self, name: str) -> Path:
+        """What a point's process is given: pickled."""
+        return self.jobs / f"{name}.job"
+
+    def returned(self, name: str) -> Path:
+        """What a point's process gives back: pickled."""
+        return self.jobs / f"{name}.return"
+
+    def log(self, name: str) -> Path:
+        """What a point's process printed."""
+        return self.jobs / f"{name}.log"
+
+    @property
+    def jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    def run(self, name: str) -> Run:
+        return Run(self.folder / name)
 
 
 def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
@@ -154,8 +261,16 @@ def read_json(path: Path) -> Any:
 
 
 def load(folder: Path) -> list[Row]:
-    """Every run at or below a folder as one row: its result, its metrics at the same level, its `env`."""
-    return [_flat(Run(path.parent)) for path in sorted(Path(folder).rglob("result.json"))]
+    """Every run at or below a folder as one row: its result, its metrics at the same level, its `env`.
+
+    Runs below that were set aside are left out, and evaluations are no runs.
+    """
+    found = sorted(Path(folder).rglob("result.json"))
+    return [_flat(Run(path.parent)) for path in found if _is_run(path.relative_to(folder))]
+
+
+def _is_run(path: Path) -> bool:
+    return _EVALUATIONS not in path.parts and not any(_SET_ASIDE.search(part) for part in path.parts)
 
 
 def _flat(run: Run) -> Row:

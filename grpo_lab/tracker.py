@@ -22,6 +22,9 @@ KINDS = ("wandb", "trackio", "none")
 MODES = ("offline", "online", "disabled")
 _TRACKIO_REMOTES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
+TAG_CHARS = 64
+"""W&B refuses a run with a longer tag."""
+
 Row = Mapping[str, float | int | str | None]
 
 
@@ -37,6 +40,9 @@ class TrackerSettings(Protocol):
 class Tracker(Protocol):
     def log(self, row: Row, step: int) -> None:
         """One row for one step; steps rise. A `None` is left out."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table under one name; its columns are the keys of all rows."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
 
@@ -107,6 +113,9 @@ class _Nowhere:
     def log(self, row: Row, step: int) -> None:
         pass
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         pass
 
@@ -139,7 +148,7 @@ class _Wandb:
             id=run_id,
             name=name,
             group=group,
-            tags=list(tags),
+            tags=[tag[:TAG_CHARS] for tag in tags],
             config=config,
             mode="online" if online else "offline",
             resume="allow" if online else None,
@@ -150,6 +159,11 @@ class _Wandb:
     def log(self, row: Row, step: int) -> None:
         self._run.log({key: value for key, value in row.items() if value is not None}, step=step)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Table(**_columns(rows))})
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         self._run.summary.update(dict(summary))
         self._run.finish(exit_code=exit_code)
@@ -159,6 +173,13 @@ class _Wandb:
             return f"W&B: {self._run.url}"
         files = shlex.quote(str(self._files))
         return f"W&B (offline): wandb leet {files}   upload: wandb sync {files}/offline-run-*"
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of a tracker's Table: wandb's and trackio's are the same."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    data = [[row.get(column) for column in columns] for row in rows]
+    return {"columns": columns, "data": data, "allow_mixed_types": True}
 
 
 def _wandb_settings() -> Any:
@@ -210,6 +231,11 @@ class _Trackio:
     def log(self, row: Row, step: int) -> None:
         self._step = step
         self._run.log({key: value for key, value in row.items() if value is not None}, step=step)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        import trackio
+
+        self._run.log({name: trackio.Table(**_columns(rows))}, step=self._step)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """The summary becomes `final/*` of the last step."""

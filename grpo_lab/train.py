@@ -11,25 +11,30 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
-from grpo_lab import store, tracker
+from grpo_lab import locks, processes, results, store, tracker
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import RequestError
+from grpo_lab.hosts import read_hosts
 from grpo_lab.machine import Machine, describe, read_machine
-from grpo_lab.plan import Plan, Ports, make_plan, shell
+from grpo_lab.plan import RUN_VARIABLE, Plan, Ports, make_plan, shell
 from grpo_lab.ports import lease
 from grpo_lab.preflight import check_data, check_targets
 from grpo_lab.redaction import redact, redact_text
 from grpo_lab.store import Row, Run
 
 configuration.register()
+
+LEFTOVERS_S = 30.0
+"""How long the processes of a killed run of the same folder may take to end; their wardens need about ten seconds."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -47,25 +52,29 @@ def app(composed: DictConfig) -> float | None:
 
 
 def conduct(config: Config, console: Console) -> float | None:
-    """Plan, check, run. Raises RequestError before anything is started, RunFailed after."""
-    machine = read_machine()
+    """Plan, check, run; returns the objective. Raises RequestError before anything is started, RunFailed after."""
+    results.check_objective(config.objective)
+    machine = dataclasses.replace(read_machine(), hosts=read_hosts(config))
     folder = Path(config.runs_dir) / (config.name or default_name(config))
-    with lease(3) as free:
+    with lease(len(dataclasses.fields(Ports))) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
         check_targets(config)
         tracker.check(config.tracker)
         terminal.banner(console, config, plan, machine, folder)
+        for note in plan.notes:
+            console.print(f"  {'note':<9}{note}", highlight=False, markup=False, soft_wrap=True)
         if config.dry_run:
             show_commands(console, plan)
             return None
         check_data(config)
         run = Run(folder)
-        finished = settle_folder(run, config, console)
-        if finished is None:
-            create(run, config, plan, machine)
-            finished = execute(run, config, plan, console)
-    accuracy = finished["metrics"]["accuracy_after"]
-    return accuracy["value"] if accuracy else None
+        with locks.held(run.lock, patience_s=LEFTOVERS_S):
+            processes.await_end(RUN_VARIABLE, str(folder.resolve()), LEFTOVERS_S)
+            finished = settle_folder(run, config, console)
+            if finished is None:
+                create(run, config, plan, machine)
+                finished = execute(run, config, plan, console)
+    return results.objective(finished, config.objective)
 
 
 def default_name(config: Config) -> str:
@@ -76,11 +85,8 @@ def default_name(config: Config) -> str:
 
 
 def show_commands(console: Console, plan: Plan) -> None:
-    for name, command in (("prepare", plan.prepare), ("server", plan.server), ("trainer", plan.trainer)):
-        if command is not None:
-            console.print(
-                f"\n# {name}\n{shell(command.env, command.argv)}", highlight=False, markup=False, soft_wrap=True
-            )
+    for role, command in plan.commands():
+        console.print(f"\n# {role}\n{shell(command.env, command.argv)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
@@ -128,11 +134,20 @@ def create(run: Run, config: Config, plan: Plan, machine: Machine) -> None:
         run.env,
         {
             "run_id": before.get("run_id") or f"{configuration.identity(config)}-{os.urandom(3).hex()}",
-            "command": redact_text(shlex.join(["python", "-m", "grpo_lab.train", *sys.argv[1:]])),
+            "identity": configuration.identity(config),
+            "command": redact_text(shlex.join(["python", "-m", "grpo_lab.train", *_overrides()])),
             "git_commit": git_commit(),
             **describe(machine),
         },
     )
+
+
+def _overrides() -> list[str]:
+    """What Hydra was told; a point of a sweep has other arguments."""
+    told = HydraConfig.get().overrides if HydraConfig.initialized() else None
+    if told is None:
+        return sys.argv[1:]
+    return [text for text in (*told.hydra, *told.task) if not text.startswith("hydra.mode=")]
 
 
 def git_commit() -> str | None:

@@ -55,7 +55,8 @@ def test_setting_aside_deletes_nothing(tmp_path: Path) -> None:
     for turn in (1, 2):
         run = make(tmp_path / "one")
         assert run.set_aside() == tmp_path / f"one.old-{turn}"
-    assert len(store.load(tmp_path)) == 2
+    assert [len(store.load(tmp_path / f"one.old-{turn}")) for turn in (1, 2)] == [1, 1]
+    assert store.load(tmp_path) == [], "what was set aside is no result any more"
 
 
 def test_a_failed_run_is_a_row_with_its_reason(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the points of a sweep run: on this machine, through Slurm, or in a Ray cluster. What each of them must offer."""
+"""Where the points of a sweep run, on this machine, through Slurm or in a Ray cluster: what each must offer."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ class Attempt(Protocol):
 class Backend(Protocol):
     machine: Machine
     """One machine of those that points run on, the largest: what a point's plan is made for."""
+
+    spans: bool
+    """Whether one point may have several machines."""
 
     def start(self, work: Work) -> Attempt | None:
         """Start or queue it; None while there is no room. Work whose need exceeds the machine is never offered."""

@@ -65,7 +65,7 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
 
 def _train(run: Run, started: float) -> None:
     config, plan = configuration.load(run.config), store.read_json(run.plan)
-    training, held_out = load_data(config, plan["model_path"])
+    training, held_out = load_data(config, plan["model_path"], run)
     trainer = build_trainer(config, plan, training)
     batch = Batch(**plan["batch"])
     log = _open_tracker(config, run, trainer)
@@ -123,10 +123,15 @@ def _open_tracker(config: Config, run: Run, trainer: GRPOTrainer) -> tracker.Tra
         folder=run.folder,
         run_id=store.read_json(run.env)["run_id"],
         name=run.folder.name,
-        group=None,
-        tags=[config.model.name, config.vllm.mode],
-        config=dataclasses.asdict(config),
+        group=config.sweep.name,
+        tags=[config.model.name, config.vllm.mode, *config.sweep.overrides],
+        config={**dataclasses.asdict(config), "overrides": dict(_pairs(config.sweep.overrides))},
     )
+
+
+def _pairs(overrides: list[str]) -> list[list[str]]:
+    """`key=value` as key and value."""
+    return [text.split("=", 1) for text in overrides if "=" in text]
 
 
 class _Course(TrainerCallback):
@@ -149,7 +154,8 @@ class _Course(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            store.write_json(self.run.outcome, {"startup_s": time.perf_counter() - self.started})
+            said = store.read_json(self.run.outcome) or {}
+            store.write_json(self.run.outcome, {**said, "startup_s": time.perf_counter() - self.started})
         vllm.seed(self.trainer, self.config)
         if state.global_step == 0:
             self._evaluate("before")

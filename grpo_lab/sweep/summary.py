@@ -1,0 +1,47 @@
+"""`python -m grpo_lab.sweep.summary FOLDER`: one tracker run, beside those of the points, that holds the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from grpo_lab import results, store, tracker
+from grpo_lab.config import TrackerConfig
+from grpo_lab.store import Row, Sweep
+from grpo_lab.sweep import points
+
+
+def table(sweep: Sweep) -> list[Row]:
+    """One row a point, in the order of the sweep: its overrides, how it ended, its measurements (null: none)."""
+    return [_row(sweep, point) for point in points.frozen(sweep)]
+
+
+def _row(sweep: Sweep, point: Row) -> Row:
+    result: Any = store.read_json(sweep.run(point["name"]).result) or {}
+    overrides = dict(text.lstrip("+").split("=", 1) for text in point["overrides"] if "=" in text)
+    measured = {name: results.objective(result, name) for name in results.OBJECTIVES}
+    failure = (result.get("failure") or {}).get("class")
+    ended = {"status": result.get("status", "unfinished"), "failure": failure, "gpus": point["gpus"]}
+    return {"point": point["name"], **overrides, **ended, **measured}
+
+
+def publish(sweep: Sweep) -> None:
+    rows = table(sweep)
+    said: Any = store.read_json(sweep.points)
+    settings = TrackerConfig(**points.frozen(sweep)[0]["config"]["tracker"])
+    log = tracker.open_tracker(
+        settings,
+        folder=sweep.folder,
+        run_id=said["run_id"],
+        name=f"{sweep.folder.name} (summary)",
+        group=sweep.folder.name,
+        tags=["sweep"],
+        config={"command": said["command"], "points": len(rows)},
+    )
+    log.table("points", rows)
+    log.finish({"finished": sum(row["status"] == "finished" for row in rows)}, exit_code=0)
+
+
+if __name__ == "__main__":
+    publish(Sweep(Path(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""Where each point stands, and what its end means."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grpo_lab import config as configuration
+from grpo_lab import store
+from grpo_lab.logs import Log
+from grpo_lab.store import Row
+from grpo_lab.sweep.backend import Attempt
+from grpo_lab.sweep.points import Point
+
+TRANSIENT = ("server_died", "server_timeout", "killed")
+"""Classes of failure that another try may not meet."""
+REFUSED = 2
+"""Exit code of a run that was refused before it started."""
+ENDED = ("finished", "failed", "infeasible", "interrupted")
+
+
+@dataclass
+class Track:
+    """One point on its way. `state`: waiting, queued, running, or one of ENDED."""
+
+    point: Point
+    log: Path
+    """What its process prints."""
+    state: str = "waiting"
+    attempt: Attempt | None = None
+    tries: int = 0
+    began: float | None = None
+    """Monotonic seconds; of the try at hand, from when it runs."""
+    failure: Row | None = None
+    before: bool = False
+    """Ended in an earlier call; nothing was done now."""
+    seconds: float = field(default=0.0)
+    """Of the last try."""
+
+    said: Log | None = None
+    """Of the try at hand."""
+
+    def begin(self, attempt: Attempt, said: Log) -> None:
+        self.attempt, self.said, self.tries, self.began, self.failure = attempt, said, self.tries + 1, None, None
+        self.follow()
+
+    def follow(self) -> None:
+        """Take over what the engine says."""
+        assert self.attempt is not None
+        self.state = "running" if self.attempt.running else "queued"
+        if self.attempt.running and self.began is None:
+            self.began = time.monotonic()
+
+    def end(self, state: str, failure: Row | None = None) -> None:
+        self.seconds = time.monotonic() - self.began if self.began is not None else 0.0
+        self.state, self.failure, self.attempt = state, failure, None
+
+
+def state_on_disk(point: Point) -> tuple[str, Row | None]:
+    """How an earlier call left a point: `finished` or `failed` with the reason, otherwise `waiting`."""
+    result = store.read_json(point.run.result) if point.config else None
+    if result and result["status"] in ("finished", "failed"):
+        return result["status"], result["failure"]
+    return "waiting", None
+
+
+def judge(point: Point, code: int, said: Log) -> Row | None:
+    """Why a try that ended with this exit code failed; None if it did not. `said`: what the try printed."""
+    result = store.read_json(point.run.result) if point.config else None
+    if result:
+        failure: Row | None = result["failure"]
+        return failure
+    if code == 0 and point.config is None:
+        return None
+    number = -code if code < 0 else code - 128
+    if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        return reason("killed", f"the point's process was ended by signal {number}", said.path)
+    if code == REFUSED:
+        return reason("error", said.refusal(), said.path)
+    causes = said.causes() or [said.tail()]
+    message = "\n".join([f"the point's process ended with exit code {code} and left no result", *causes])
+    return reason("error", message, said.path)
+
+
+def reason(kind: str, message: str, log: Path | None) -> Row:
+    return {"class": kind, "message": message, "log": str(log) if log else None}
+
+
+def write_result(point: Point, status: str, failure: Row) -> None:
+    """result.json of a point whose own process left none: it never started, or was ended from outside."""
+    run = point.run
+    if point.config is None:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.config.is_file():
+        configuration.save(point.config, run.config)
+    config = point.config
+    asked = {"model": config.model.name, "vllm_mode": config.vllm.mode, "tp": config.vllm.tp, "dp": config.vllm.dp}
+    sizes = {"gpus": point.need.gpus, "seed": config.seed, "steps": len(run.rows())}
+    ended = {"status": status, "failure": failure, **asked, **sizes, "warmup_steps": config.warmup_steps, "metrics": {}}
+    store.write_json(run.result, ended)

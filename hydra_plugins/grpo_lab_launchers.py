@@ -1,0 +1,82 @@
+"""Hydra's `--multirun` with our launchers. Hydra imports every module here at each start: nothing heavy at the top.
+
+No `from __future__ import annotations`: Hydra 1.3 runs the module before it is in sys.modules, where dataclasses
+look up annotations that are text.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SweepLauncher(Launcher):
+    """Points as process trees of their own, on what `_backend` offers."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from grpo_lab.sweep.launching import launch
+
+        return launch(
+            self.hydra_context, self.task_function, self.config, job_overrides, initial_job_idx, self._backend
+        )
+
+    def _backend(self, settings: Any) -> Any:
+        """A `grpo_lab.sweep.backend.Backend` for a `LauncherConfig`."""
+        raise NotImplementedError
+
+
+class LocalLauncher(SweepLauncher):
+    """This machine's GPUs, or cores where there are none, shared by the points."""
+
+    def _backend(self, settings: Any) -> Any:
+        from grpo_lab.sweep.local import LocalBackend
+
+        return LocalBackend(exclusive=settings.exclusive, max_parallel=settings.max_parallel)
+
+
+class GridSweeper(BasicSweeper):
+    """Every combination, as Hydra's own, with three differences for the sake of our launchers.
+
+    They compose all points before they start any, so it is not done here too; they write sweep.json, so nothing is
+    written for a sweep that is refused; and a failed point is raised after the last batch, not after its own.
+    """
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        self.overrides = self.split_arguments(overrides, self.max_batch_size)
+        returns: list[Sequence[JobReturn]] = []
+        while not self.is_done():
+            batch = self.get_job_batch()
+            returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
+        for point in itertools.chain(*returns):
+            _ = point.return_value  # raises what a failed point left
+        return returns
+
+
+@dataclass
+class LocalLauncherConf:
+    _target_: str = "hydra_plugins.grpo_lab_launchers.LocalLauncher"
+
+
+@dataclass
+class GridSweeperConf(BasicSweeperConf):
+    _target_: str = "hydra_plugins.grpo_lab_launchers.GridSweeper"
+
+
+_store = ConfigStore.instance()
+_store.store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="grpo_lab")
+_store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="grpo_lab")
