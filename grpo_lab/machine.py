@@ -21,6 +21,8 @@ PACKAGES = (
     "accelerate",
     "peft",
     "deepspeed",
+    "bitsandbytes",
+    "kernels",
     "datasets",
     "hydra-core",
     "grpo-lab",

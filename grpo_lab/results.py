@@ -39,6 +39,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "status": status,
         "failure": failure,
         "model": config.model.name,
+        "algorithm": config.algorithm.kind,
         "vllm_mode": plan.mode,
         "tp": plan.tp,
         "dp": plan.dp,

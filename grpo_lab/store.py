@@ -90,19 +90,18 @@ class Run:
         """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""
         return self.folder / f"evaluation_{moment}.json"
 
-    def last_checkpoint(self) -> tuple[Path, int] | None:
-        """The newest whole checkpoint and its step. transformers writes trainer_state.json last."""
-        if not self.checkpoints.is_dir():
-            return None
-        found = [
-            (int(match.group(1)), folder)
-            for folder in self.checkpoints.iterdir()
+    def whole_checkpoints(self) -> dict[int, Path]:
+        """Step -> folder. transformers writes trainer_state.json last."""
+        return {
+            int(match.group(1)): folder
+            for folder in self.checkpoints.glob("checkpoint-*")
             if (match := _CHECKPOINT.match(folder.name)) and (folder / "trainer_state.json").is_file()
-        ]
-        if not found:
-            return None
-        step, folder = max(found)
-        return folder, step
+        }
+
+    def last_checkpoint(self) -> tuple[Path, int] | None:
+        """The newest whole checkpoint and its step."""
+        found = self.whole_checkpoints()
+        return (found[max(found)], max(found)) if found else None
 
     def append_metrics(self, row: Row) -> None:
         with self.metrics.open("a", encoding="utf-8") as lines:

@@ -16,11 +16,17 @@ from typing import Any
 
 from grpo_lab.errors import RequestError, nearest
 
-GRPO = (
+_TRAINER = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
-    ("trl", "trainer/grpo_config.py", "GRPOConfig"),
 )
+ALGORITHMS = {
+    "grpo": (*_TRAINER, ("trl", "trainer/grpo_config.py", "GRPOConfig")),
+    "rloo": (*_TRAINER, ("trl", "trainer/rloo_config.py", "RLOOConfig")),
+    "online_dpo": (*_TRAINER, ("trl", "experimental/online_dpo/online_dpo_config.py", "OnlineDPOConfig")),
+    "async_grpo": (*_TRAINER, ("trl", "experimental/async_grpo/async_grpo_config.py", "AsyncGRPOConfig")),
+}
+"""algorithm.kind -> the classes whose fields its trainer takes."""
 ENGINE = (("vllm", "engine/arg_utils.py", "EngineArgs"),)
 LORA = (("peft", "tuners/lora/config.py", "LoraConfig"),)
 
@@ -31,6 +37,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """Choices that TRL 1.16 checks late or not at all."""
+_CHOICES_OF: dict[str, dict[str, tuple[Any, ...]]] = {"OnlineDPOConfig": {"loss_type": ("sigmoid", "ipo")}}
+"""Where a class means something else by the same name."""
 
 _SIMPLE: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -75,14 +83,14 @@ def check_options(where: str, options: dict[str, Any], *classes: tuple[str, str,
     Raises:
         RequestError: naming `where.option`, the value and the nearest valid option or the expected type.
     """
-    known = fields(*classes)
+    known, upstream = fields(*classes), classes[-1][2]
+    choices = {**CHOICES, **_CHOICES_OF.get(upstream, {})}
     for key, value in options.items():
-        upstream = classes[-1][2]
         if key not in known:
             raise RequestError(f"{where}.{key}: {upstream} has no such option; {nearest(key, known)}")
-        if key in CHOICES:
-            if value not in CHOICES[key]:
-                raise RequestError(f"{where}.{key}={value}: {nearest(str(value), map(str, CHOICES[key]))}")
+        if key in choices:
+            if value not in choices[key]:
+                raise RequestError(f"{where}.{key}={value}: {nearest(str(value), map(str, choices[key]))}")
         elif not _accepts(known[key], value):
             raise RequestError(f"{where}.{key}={value!r}: {upstream} wants {known[key]}")
 

@@ -6,7 +6,7 @@ look up annotations that are text.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class SweepLauncher(Launcher):
@@ -43,6 +43,37 @@ class LocalLauncher(SweepLauncher):
         from grpo_lab.sweep.local import LocalBackend
 
         return LocalBackend(exclusive=settings.exclusive, max_parallel=settings.max_parallel)
+
+
+class SlurmLauncher(SweepLauncher):
+    """Points as Slurm jobs, through submitit; `parameters` are submitit's for Slurm."""
+
+    def __init__(self, parameters: DictConfig, executor: str, requeues: int) -> None:
+        self.parameters: Any = OmegaConf.to_container(parameters, resolve=True)
+        self.executor, self.requeues = executor, requeues
+
+    def _backend(self, settings: Any) -> Any:
+        from grpo_lab.sweep.slurm import SlurmBackend
+
+        return SlurmBackend(
+            parameters=self.parameters,
+            executor=self.executor,
+            requeues=self.requeues,
+            exclusive=settings.exclusive,
+            max_parallel=settings.max_parallel,
+        )
+
+
+class RayLauncher(SweepLauncher):
+    """Points as tasks of a Ray cluster. `address`: null takes RAY_ADDRESS or the cluster of this machine."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+
+    def _backend(self, settings: Any) -> Any:
+        from grpo_lab.sweep.ray_cluster import RayBackend
+
+        return RayBackend(address=self.address, exclusive=settings.exclusive, max_parallel=settings.max_parallel)
 
 
 class GridSweeper(BasicSweeper):
@@ -73,10 +104,34 @@ class LocalLauncherConf:
 
 
 @dataclass
+class SlurmLauncherConf:
+    _target_: str = "hydra_plugins.grpo_lab_launchers.SlurmLauncher"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    executor: str = "slurm"
+    requeues: int = 3
+
+
+@dataclass
+class RayLauncherConf:
+    _target_: str = "hydra_plugins.grpo_lab_launchers.RayLauncher"
+    address: str | None = None
+
+
+@dataclass
 class GridSweeperConf(BasicSweeperConf):
     _target_: str = "hydra_plugins.grpo_lab_launchers.GridSweeper"
 
 
+def _open(node: Any, key: str) -> Any:
+    """Its `key` takes any name without a `+`."""
+    config = OmegaConf.structured(node)
+    OmegaConf.set_struct(config[key], False)
+    return config
+
+
 _store = ConfigStore.instance()
 _store.store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="grpo_lab")
+_slurm = _open(SlurmLauncherConf, "parameters")
+_store.store(group="hydra/launcher", name="slurm", node=_slurm, provider="grpo_lab")
+_store.store(group="hydra/launcher", name="ray", node=RayLauncherConf, provider="grpo_lab")
 _store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="grpo_lab")

@@ -15,7 +15,14 @@ from grpo_lab.errors import RequestError
 from grpo_lab.machine import Gpu, Machine
 from grpo_lab.plan import Plan, Ports, make_plan
 
-VERSIONS = {"grpo-lab": "0.1.0", "trl": "1.16.0", "vllm": "0.26.0", "torch": "2.11.0", "deepspeed": "0.18.0"}
+VERSIONS = {
+    "grpo-lab": "0.1.0",
+    "trl": "1.16.0",
+    "vllm": "0.26.0",
+    "torch": "2.11.0",
+    "deepspeed": "0.18.0",
+    "bitsandbytes": "0.48.0",
+}
 ON_CPU = Machine(cores=2, versions={**VERSIONS, "vllm": "0.31.0+cpu"})
 PORTS = Ports(20001, 20002, 20003)
 QWEN = ("model=qwen2.5-7b", "data=gsm8k")

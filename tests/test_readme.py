@@ -29,7 +29,7 @@ def test_a_command_plans(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(code[1])
     ended = cli(*overrides, "dry_run=true", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert "grpo_lab.worker" in ended.stdout
+    assert ("6 points" if "--multirun" in overrides else "grpo_lab.worker") in ended.stdout
 
 
 def test_a_reward_of_ones_own_trains(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,31 @@ def test_the_bootstrap_interval_covers_the_truth_about_95_times_in_100() -> None
     intervals = [timing["ci95"] for sample in samples if (timing := stats.timing(list(sample)))]
     covered = sum(low <= 10.0 <= high for low, high in filter(None, intervals))
     assert 175 <= covered <= 200
+
+
+@pytest.mark.parametrize(
+    ("samples", "right", "k", "expected"),
+    [(4, 0, 4, 0.0), (4, 1, 1, 0.25), (4, 1, 4, 1.0), (5, 2, 3, 0.9), (10, 3, 5, 11 / 12), (200, 1, 100, 0.5)],
+)
+def test_pass_at_k_is_the_share_of_draws_with_one_right(samples: int, right: int, k: int, expected: float) -> None:
+    """Chen et al. 2021, eq. 1: of all ways to draw k of the samples; (5, 2, 3): 1 of 10 draws misses both."""
+    assert stats.pass_at_k(samples, right, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    """Over all outcomes of 6 samples, each right with chance 0.3, it is 1 - 0.7^4 on average."""
+    chance = [math.comb(6, right) * 0.3**right * 0.7 ** (6 - right) for right in range(7)]
+    expected = math.fsum(weight * stats.pass_at_k(6, right, 4) for right, weight in enumerate(chance))
+    assert expected == pytest.approx(1 - 0.7**4, abs=1e-12)
+
+
+def test_pass_at_k_needs_k_samples() -> None:
+    with pytest.raises(ValueError, match="pass@5"):
+        stats.pass_at_k(4, 1, 5)
+
+
+def test_the_mean_of_shares_has_an_interval_over_problems() -> None:
+    shares = stats.mean_share([0.25, 0.5, 0.75, 1.0] * 10)
+    assert shares["value"] == 0.625
+    assert 0.5 < shares["ci95"][0] < 0.625 < shares["ci95"][1] < 0.75
+    assert stats.mean_share([1.0] * 10)["ci95"][0] < 0.75  # ten of ten prove no certainty

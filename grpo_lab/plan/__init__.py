@@ -17,7 +17,9 @@ from grpo_lab import policy
 from grpo_lab.config import Config
 from grpo_lab.engine import ServerPlan
 from grpo_lab.machine import Machine
+from grpo_lab.plan.algorithms import algorithm_notes, check_algorithm, completions_together
 from grpo_lab.plan.checks import check_names, check_shape, check_sharding, check_upstream, check_vllm, unchecked
+from grpo_lab.plan.combinations import check_combinations, check_quantized, combination_notes
 from grpo_lab.plan.commands import (
     RUN_VARIABLE,
     engine_options,
@@ -51,7 +53,7 @@ class Plan:
     batch: Batch
     model_path: str
     trl: Mapping[str, Any]
-    """Arguments of GRPOConfig that the harness decides."""
+    """Arguments of the trainer's config, GRPOConfig in most cases."""
     trainer: tuple[Command, ...]
     """One for each of its machines."""
     server: ServerPlan | None
@@ -110,12 +112,16 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     check_names(config)
     check_upstream(config, machine)
     gpus = allowed_gpus(config, machine)
+    check_algorithm(config, machine, on_gpu=bool(gpus))
+    check_quantized(config, machine, on_gpu=bool(gpus))
+    check_combinations(config)
     check_vllm(config, machine, on_gpu=bool(gpus))
     shape = policy.shape(config.model)
     check_shape(config, shape, on_gpu=bool(gpus))
     layout = roles(config, gpus, hosts_of(config, machine), cores=machine.cores)
     check_sharding(config.distributed.kind, machine, layout.processes, on_gpu=bool(gpus))
-    batch = batch_of(config.grpo, layout.processes, hosts=len(layout.trainer))
+    together = completions_together(config.algorithm.kind)
+    batch = batch_of(config.grpo, layout.processes, hosts=len(layout.trainer), together=together)
     model_path = policy.location(config.model)
     server = server_of(config, machine, folder, model_path, layout, ports)
     names = {gpu.id: gpu for gpu in machine.gpus}
@@ -142,6 +148,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         notes=(
             *unchecked(config, shape),
+            *algorithm_notes(config),
+            *combination_notes(config),
             *(notes(layout, server, room=len(gpus), unused=machine.hosts[config.nodes :]) if config.nodes > 1 else ()),
         ),
     )

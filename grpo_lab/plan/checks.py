@@ -10,6 +10,7 @@ from grpo_lab.config import Config
 from grpo_lab.engine import OWNED as ENGINE_OWNED
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.machine import Machine
+from grpo_lab.plan.algorithms import KINDS, passed_on
 from grpo_lab.policy import Shape
 
 MODES = ("off", "colocate", "server")
@@ -76,6 +77,7 @@ def check_names(config: Config) -> None:
         ("model.weights", config.model.weights, ("pretrained", "random")),
         ("model.dtype", config.model.dtype, DTYPES),
         ("peft.kind", config.peft.kind, ("none", "lora", "qlora")),
+        ("algorithm.kind", config.algorithm.kind, KINDS),
         ("vllm.weight_transfer", config.vllm.weight_transfer, ("auto", "nccl", "gloo")),
     ):
         if value not in valid:
@@ -94,7 +96,7 @@ def check_upstream(config: Config, machine: Machine) -> None:
     for key in config.grpo:
         if key in OWNED:
             raise RequestError(f"grpo.{key} follows from the plan; set {OWNED[key]}")
-    upstream.check_options("grpo", config.grpo, *upstream.GRPO)
+    upstream.check_options("grpo", passed_on(config), *upstream.ALGORITHMS[config.algorithm.kind])
     if config.peft.kind != "none":
         upstream.check_options("peft.options", config.peft.options, *upstream.LORA)
     if config.vllm.mode != "off" and "vllm" in machine.versions:

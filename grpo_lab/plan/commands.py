@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo_lab.config import Config
+from grpo_lab.config import Config, DistributedConfig
 from grpo_lab.engine import PATIENT, QUIET, ServerPlan, cpu_env, flags, server_argv, server_env
 from grpo_lab.errors import RequestError
 from grpo_lab.hosts import Host
 from grpo_lab.machine import Machine
+from grpo_lab.plan.algorithms import own_arguments, passed_on
 from grpo_lab.plan.parts import Batch, Command, Ports, Roles
 
 RUN_VARIABLE = "GRPO_LAB_RUN"
@@ -20,8 +21,8 @@ RUN_VARIABLE = "GRPO_LAB_RUN"
 def trl_arguments(
     config: Config, batch: Batch, *, on_gpu: bool, server: ServerPlan | None, folder: Path, ports: Ports
 ) -> dict[str, Any]:
-    """GRPOConfig's arguments: what the user passed on, less the batch, plus what follows from the plan."""
-    passed = {key: value for key, value in config.grpo.items() if key != "generation_batch_size"}
+    """What the trainer's config takes: what the user passed on, less the batch, plus what follows from the plan."""
+    passed = {key: value for key, value in passed_on(config).items() if key != "generation_batch_size"}
     vllm = config.vllm
     owned: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
@@ -53,14 +54,13 @@ def trl_arguments(
             "vllm_server_timeout": 30.0,
             "vllm_group_port": ports.weights,
         }
-    sharding = _SHARDING_OPTIONS.get(config.distributed.kind, {})
     defaults = {
         "bf16": on_gpu,
         "gradient_checkpointing": on_gpu,
         "log_completions": True,
         "num_completions_to_print": 0,
     }
-    return {**defaults, **passed, **owned, **sharding}
+    return own_arguments(config.algorithm.kind, {**defaults, **passed, **owned, **_sharding(config.distributed)})
 
 
 _ZERO: dict[str, Any] = {
@@ -70,13 +70,21 @@ _ZERO: dict[str, Any] = {
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
 }
-_SHARDING_OPTIONS: dict[str, dict[str, Any]] = {
-    "fsdp2": {"fsdp": "full_shard", "fsdp_config": {"version": 2}},
-    "zero2": {"deepspeed": {**_ZERO, "zero_optimization": {"stage": 2}}},
-    "zero3": {
-        "deepspeed": {**_ZERO, "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}
-    },
-}
+
+
+def _sharding(distributed: DistributedConfig) -> dict[str, Any]:
+    """Offloading leaves in the host's memory what the processes share: the optimizer's state, from stage 3 weights."""
+    if distributed.kind == "ddp":
+        return {}
+    if distributed.kind == "fsdp2":
+        return {"fsdp": "full_shard", "fsdp_config": {"version": 2, "cpu_offload": distributed.offload}}
+    to_host = {"device": "cpu", "pin_memory": True}
+    zero: dict[str, Any] = {"stage": 2}
+    if distributed.kind == "zero3":
+        zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+        zero |= {"offload_param": to_host} if distributed.offload else {}
+    zero |= {"offload_optimizer": to_host} if distributed.offload else {}
+    return {"deepspeed": {**_ZERO, "zero_optimization": zero}}
 
 
 def _memory_share(config: Config) -> float:
@@ -214,6 +222,9 @@ def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, h
     env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
+    if config.distributed.offload and config.distributed.kind == "fsdp2":
+        # Read by accelerate before it knows the plan: gradients in the host's memory are reduced over gloo.
+        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
     if config.vllm.mode == "colocate":
         eager = config.vllm.engine.get("enforce_eager", True)
         env |= QUIET

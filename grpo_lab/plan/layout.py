@@ -123,22 +123,25 @@ def _share(key: str, total: int, hosts: int) -> int:
     return total // hosts
 
 
-def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1) -> Batch:
-    """`hosts`: the trainer's, over which its processes must spread evenly."""
+def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1, together: int = 1) -> Batch:
+    """`hosts`: the trainer's, over which its processes must spread evenly; `together`: completions that no pass may
+    part."""
     completions, generations = int(grpo["generation_batch_size"]), int(grpo["num_generations"])
     limit = int(grpo["per_device_train_batch_size"])
     if generations < 2:
         raise RequestError(f"grpo.num_generations={generations}: GRPO compares completions of one prompt, at least 2")
-    if completions < 1 or limit < 1:
-        raise RequestError("grpo.generation_batch_size and grpo.per_device_train_batch_size must be at least 1")
-    for what, by in ((f"grpo.num_generations={generations}", generations), (f"{processes} processes", processes)):
+    if completions < 1 or limit < together:
+        least = f"grpo.per_device_train_batch_size must be at least {together}"
+        raise RequestError(f"grpo.generation_batch_size and {least}")
+    share = (f"{processes} processes{f' x {together}' if together > 1 else ''}", processes * together)
+    for what, by in ((f"grpo.num_generations={generations}", generations), share):
         if completions % by:
             nearby = " or ".join(str(size) for size in (completions // by * by, (completions // by + 1) * by) if size)
-            fewer = [count for count in range(hosts, processes + 1, hosts) if completions % count == 0]
-            way_out = f", or trainer_gpus={fewer[-1]}" if by == processes and fewer else ""
+            fewer = [count for count in range(hosts, processes + 1, hosts) if completions % (count * together) == 0]
+            way_out = f", or trainer_gpus={fewer[-1]}" if by == share[1] and fewer else ""
             raise RequestError(
                 f"grpo.generation_batch_size={completions} is not a multiple of {what}; next ones: {nearby}{way_out}"
             )
     each = completions // processes
-    per_device = max(size for size in range(1, min(limit, each) + 1) if each % size == 0)
+    per_device = max(size for size in range(together, min(limit, each) + 1, together) if each % size == 0)
     return Batch(completions, completions // generations, generations, processes, per_device, each // per_device)

@@ -49,7 +49,7 @@ class Board:
     def changed(self, track: Track) -> None:
         """A point has changed its state."""
         if self._live is None:
-            where = f" on {track.attempt.where}" if track.attempt else ""
+            where = f" on {track.attempt.where}" if track.attempt and track.state == "running" else ""
             took = f" after {clock(track.seconds)}" if track.attempt is None and track.seconds else ""
             why = f": {headline(track.failure)}" if track.failure else ""
             self.say(f"{time.strftime('%H:%M:%S')}  {track.point.name}  {track.state}{where}{took}{why}")

@@ -1,11 +1,18 @@
-"""A point's command on a machine of a cluster: run with its whole tree, told from afar to save or to end."""
+"""A point's command on a machine of a cluster: run with its whole tree, told from afar to save or to end.
+
+`python -m grpo_lab.sweep.command PID` runs one for a parent that cannot be its parent: see `main`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
+import select
 import signal
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,3 +64,35 @@ def note(log: Path, text: str) -> None:
     """Say what the command can no longer say itself."""
     with log.open("a", encoding="utf-8") as lines:
         lines.write(f"{text}\n")
+
+
+def main(guardian: int) -> None:
+    """Standard input: `[argv, env, log, cwd]` as a line of JSON, then `ask` and `stop`; its end means `stop`, and so
+    does the end of the process `guardian`. Standard output: the exit code, nothing after the guardian's end.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent may have blocked some, and children inherit that
+    argv, env, log, cwd = json.loads(sys.stdin.readline())
+    orders, lost = Orders(), threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            orders.ask = True
+            if line == "stop\n":
+                break
+        orders.stop_at = 0.0
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(guardian)], [], [])
+        lost.set()
+        orders.stop_at = 0.0
+
+    for work in (listen, watch):
+        threading.Thread(target=work, daemon=True).start()
+    code = Command(argv, env, Path(log), Path(cwd)).run(orders)
+    if not lost.is_set():
+        print(code)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import math
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ from typing import Any
 from grpo_lab.errors import RequestError
 from grpo_lab.machine import Gpu, Machine, read_machine
 from grpo_lab.sweep.backend import Need, Work
-from grpo_lab.sweep.command import Command, Orders, note
+from grpo_lab.sweep.command import Command, note
 
 try:
     import ray
@@ -33,7 +38,7 @@ class RayBackend:
     """
 
     def __init__(self, *, address: str | None = None, exclusive: bool = False, max_parallel: int | None = None) -> None:
-        self._most, self._exclusive = max_parallel, exclusive
+        self._most, self._exclusive = max_parallel or math.inf, exclusive
         self._ours = not ray.is_initialized()
         if self._ours:
             connect(address)
@@ -43,7 +48,7 @@ class RayBackend:
 
     def start(self, work: Work) -> RayAttempt | None:
         self._active = [attempt for attempt in self._active if not attempt.ended]
-        if self._most is not None and len(self._active) >= self._most:
+        if len(self._active) >= self._most:
             return None
         need = checked(work.need)
         env = {**travelling(os.environ), **work.env}
@@ -61,24 +66,34 @@ class RayBackend:
 
 
 class Runner:
-    """The actor: on the node that Ray chose, with CUDA_VISIBLE_DEVICES as Ray sets it."""
+    """The actor: on the node that Ray chose, with CUDA_VISIBLE_DEVICES as Ray sets it.
+
+    The command is a grandchild. When Ray ends an actor it kills the children of its process, and only these: that would
+    hit the warden of the command's tree and leave the tree. The child that it hits instead ends the tree by dying. It
+    also watches the node's raylet, our parent: where somebody adopts orphans, as Slurm does, Ray does not see it die.
+    """
 
     def __init__(self) -> None:
-        self._orders = Orders()
+        argv = [sys.executable, "-m", "grpo_lab.sweep.command", str(os.getppid())]
+        self._agent = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def where(self) -> str:
         gpus = ",".join(str(gpu) for gpu in ray.get_gpu_ids())
         return f"{socket.gethostname()} GPU {gpus}" if gpus else socket.gethostname()
 
     def run(self, command: Command) -> int:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's threads block SIGINT, and children inherit that
-        return command.run(self._orders)
+        self.tell(json.dumps([command.argv, command.env, str(command.log), str(command.cwd)]))
+        assert self._agent.stdout is not None
+        code = self._agent.stdout.read()
+        if not code:
+            raise RuntimeError("the node lost its raylet")
+        return int(code)
 
-    def ask(self) -> None:
-        self._orders.ask = True
-
-    def stop(self) -> None:
-        self._orders.stop_at = 0.0
+    def tell(self, line: str) -> None:
+        assert self._agent.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has just ended
+            self._agent.stdin.write(f"{line}\n")
+            self._agent.stdin.flush()
 
 
 class RayAttempt:
@@ -113,14 +128,14 @@ class RayAttempt:
 
     def ask(self) -> None:
         if self.poll() is None and self.running:
-            self._runner.ask.remote()
+            self._runner.tell.remote("ask")
         elif self._code is None:
             ray.kill(self._runner)
 
     def stop(self) -> None:
         """Also of a point whose node does not answer: there its tree ends with the actor, soon after."""
         if self.poll() is None and self.running:
-            self._runner.stop.remote()
+            self._runner.tell.remote("stop")
             self._look(STOP_PATIENCE_S)
         if self._code is None:
             ray.kill(self._runner)

@@ -125,7 +125,10 @@ class Course:
         assert track.said is not None
         code = attempt.poll()
         if code is None:
+            before = track.state
             track.follow()
+            if track.state != before:
+                self.board.changed(track)
             self._check_time(track, attempt)
             return
         failure = judge(track.point, code, track.said)

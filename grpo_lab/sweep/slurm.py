@@ -44,7 +44,10 @@ SPARE = 0.95
 """Of a node's memory: what the system keeps for itself is not in what sinfo says."""
 RESULT_LAG_S = 15.0
 """How long after a job's end its result may still be on its way through a shared file system."""
+FULL_S = 30.0
+"""How long nothing is submitted once the user has as many jobs as the cluster allows."""
 STOP_PATIENCE_S = 300.0
+LOCAL_EVERY_S = 0.3
 
 
 class SlurmBackend:
@@ -74,18 +77,21 @@ class SlurmBackend:
         self._parameters = checked(parameters or {})
         self._exclusive, self._requeues = exclusive, requeues
         self._local = executor == "local"
-        self._most = 1 if self._local else max_parallel
-        self._queue = LocalQueue() if self._local else SlurmQueue(every_s)
-        self._partition = (
-            Partition(read_machine(), 0, LONGEST_MINUTES) if self._local else read_partition(self._parameters)
-        )
+        self._most = 1 if self._local else max_parallel or math.inf
+        self._full_until = -math.inf
+        if self._local:
+            self._queue: SlurmQueue = LocalQueue(LOCAL_EVERY_S)
+            self._partition = Partition(read_machine(), 0, LONGEST_MINUTES)
+        else:
+            self._queue = SlurmQueue(every_s)
+            self._partition = read_partition(self._parameters)
         self.machine = self._partition.machine
         self._active: list[SlurmAttempt] = []
 
     def start(self, work: Work) -> SlurmAttempt | None:
         """None also when the user has as many jobs as the cluster allows. Raises RequestError if Slurm refuses it."""
         self._active = [attempt for attempt in self._active if not attempt.ended]
-        if self._most is not None and len(self._active) >= self._most:
+        if len(self._active) >= self._most or time.monotonic() < self._full_until:
             return None
         folder = work.log.absolute().with_suffix(".slurm")
         id = self._found(folder) or self._submitted(folder, work)
@@ -111,11 +117,13 @@ class SlurmBackend:
         command = Command(work.argv, work.env, work.log.absolute(), Path.cwd())
         job = SlurmJob(command, save_s=0.8 * parameters["signal_delay_s"])
         try:
-            return self._executor(folder, parameters).submit(job).job_id
+            id: str = self._executor(folder, parameters).submit(job).job_id
         except FailedJobError as error:
-            if "MaxSubmit" in str(error):
-                return None
-            raise RequestError(f"Slurm refuses {work.name}: {error}") from error
+            if "MaxSubmit" not in str(error):
+                raise RequestError(f"Slurm refuses {work.name}: {error}") from error
+            self._full_until = time.monotonic() + FULL_S
+            return None
+        return id
 
     def _executor(self, folder: Path, parameters: dict[str, Any]) -> submitit.Executor:
         if not self._local:
@@ -155,7 +163,7 @@ class SlurmBackend:
 class SlurmAttempt:
     """A job; see `Attempt`. How it is comes from the queue: submitit would ask Slurm's accounting, if there is one."""
 
-    def __init__(self, job: submitit.Job[int], queue: SlurmQueue | LocalQueue, log: Path) -> None:
+    def __init__(self, job: submitit.Job[int], queue: SlurmQueue, log: Path) -> None:
         self._job, self._queue, self._log = job, queue, log
         self._begun = time.monotonic()
         self._gone: float | None = None
@@ -188,7 +196,8 @@ class SlurmAttempt:
 
     def _result(self) -> int:
         try:
-            return self._job.result()
+            code: int = self._job.result()
+            return code
         except FailedJobError as error:  # it reached its time limit too often
             note(self._log, str(error))
             return -signal.SIGTERM

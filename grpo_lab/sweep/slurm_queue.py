@@ -60,16 +60,17 @@ class SlurmQueue:
         self._every_s = every_s
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
-        self._read_at = -math.inf
+        self._asked_at = self._read_at = -math.inf
 
-    def jobs(self, *, since: float = -math.inf, soon: bool = False) -> dict[str, Job] | None:
+    def jobs(self, *, since: float = 0.0, soon: bool = False) -> dict[str, Job] | None:
         """By id. None while the newest answer is older than `since` (monotonic seconds), or Slurm does not answer.
 
         `soon`: somebody waits, so ask more often.
         """
         with self._lock:
-            if time.monotonic() - self._read_at > (min(SOON_S, self._every_s) if soon else self._every_s):
+            if time.monotonic() - self._asked_at > (min(SOON_S, self._every_s) if soon else self._every_s):
                 begun, told = time.monotonic(), self._ask()
+                self._asked_at = time.monotonic()
                 if told is not None:
                     self._jobs, self._read_at = told, begun
             return self._jobs if self._read_at >= since else None
@@ -89,10 +90,10 @@ class SlurmQueue:
         call("scancel", id)
 
 
-class LocalQueue:
+class LocalQueue(SlurmQueue):
     """The same of submitit's jobs on this machine, each of which has a process that watches over it."""
 
-    def jobs(self, *, since: float = -math.inf, soon: bool = False) -> dict[str, Job]:
+    def _ask(self) -> dict[str, Job]:
         jobs = {}
         for process in psutil.process_iter(["cmdline"]):
             arguments = process.info["cmdline"] or []

@@ -8,17 +8,16 @@ from typing import Any
 
 import datasets
 from accelerate.utils import gather_object
-from trl import GRPOTrainer
 
 from grpo_lab.rewards import accuracy
+from grpo_lab.worker import algorithms
+from grpo_lab.worker.algorithms import Trainer
 
 CHUNK = 128
 """Problems that one process generates at a time."""
 
 
-def evaluate(
-    trainer: GRPOTrainer, problems: datasets.Dataset, on_progress: Callable[[int, int], None]
-) -> list[int | None]:
+def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable[[int, int], None]) -> list[int | None]:
     """1 right, 0 wrong, None where the gold answer cannot be read; one a problem, in their order, on every rank.
 
     Every rank calls it: each takes every `num_processes`-th problem, and all generate equally often. Sampled with
@@ -34,13 +33,12 @@ def evaluate(
         marks += zip(chunk, _marks(trainer, problems.select(chunk)), strict=True)
         on_progress(min(total, len(marks) * state.num_processes), total)
     trainer.model.train()
-    trainer._metrics["eval"].clear()  # generation statistics that would enter the next training log
     by_problem = dict(gather_object(marks))
     return [by_problem[problem] for problem in range(total)]
 
 
-def _marks(trainer: GRPOTrainer, chunk: datasets.Dataset) -> list[int | None]:
+def _marks(trainer: Trainer, chunk: datasets.Dataset) -> list[int | None]:
     rows: list[dict[str, Any]] = list(chunk)
-    completions = trainer._generate([row["prompt"] for row in rows])[3]
+    completions = algorithms.generate(trainer, [row["prompt"] for row in rows])
     values = accuracy(completions=completions, solution=[row["solution"] for row in rows])
     return [None if value is None else int(value == 1.0) for value in values]

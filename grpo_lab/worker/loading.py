@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,10 +17,8 @@ from grpo_lab import store
 from grpo_lab.config import Config
 from grpo_lab.plan import data_arguments
 from grpo_lab.store import Row, Run
+from grpo_lab.worker.algorithms import Trainer, tokens_needed
 from grpo_lab.worker.rewarding import text_of
-
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
 
 BATCH = 1000
 """Rows in Python's memory at a time."""
@@ -94,17 +92,16 @@ def _fitting(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, limit: 
         start += len(prompts)
 
 
-def check_lengths(config: Config, trainer: GRPOTrainer, training: datasets.Dataset) -> None:
+def check_lengths(config: Config, trainer: Trainer, training: datasets.Dataset) -> None:
     """The longest prompt (by characters, a good proxy) and a full completion must fit the model's context."""
     limit = config.vllm.max_model_len or getattr(trainer.model.config, "max_position_embeddings", None)
     if limit is None:
         return
     longest = max((prompt for prompts in _prompts(training) for prompt in prompts), key=lambda one: len(text_of(one)))
-    tokens = len(trainer._tokenize_prompts([longest])[0][0])
-    room = tokens + trainer.args.max_completion_length
+    tokens, completion = tokens_needed(trainer, longest)
+    room = tokens + completion
     if room > limit:
         raise BadData(
-            f"the longest prompt has {tokens} tokens, with grpo.max_completion_length="
-            f"{trainer.args.max_completion_length} that is {room}, and the limit is {limit}; data.max_prompt_tokens=N"
-            " drops longer prompts"
+            f"the longest prompt has {tokens} tokens, with grpo.max_completion_length={completion} that is {room}, and"
+            f" the limit is {limit}; data.max_prompt_tokens=N drops longer prompts"
         )

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 
 from grpo_lab import results
+from grpo_lab.worker import algorithms
+from grpo_lab.worker.algorithms import Trainer
 
 PHASES = results.PHASES
 
@@ -55,26 +56,22 @@ class Clock:
         self._since = now
 
 
-def attach(clock: Clock, trainer: GRPOTrainer) -> None:
+def attach(clock: Clock, trainer: Trainer) -> None:
     """Time the trainer's own methods. They are wrapped on this one instance; TRL 1.16 has no hook around them
     (its profiling goes to trackers only). tests/test_phases.py fails when a name is gone.
     """
-    _time(clock, trainer, "training_step", "train")
-    _time(clock, trainer, "_generate_and_score_completions", "other")
-    _time(clock, trainer, "_generate_single_turn", "generate")
-    _time(clock, trainer, "_calculate_rewards", "reward")
-    _time(clock, trainer, "_maybe_log_save_evaluate", "pause")
-    _time(clock, trainer, "_get_per_token_logps_and_entropies", "logprobs", only_inside="other")
+    for name, phase in algorithms.phases(trainer).items():
+        _time(clock, trainer, name, phase, without_gradient=phase == "logprobs")
     if trainer.use_vllm:
         _time(clock, trainer.vllm_generation, "sync_weights", "sync")
 
 
-def _time(clock: Clock, owner: Any, name: str, phase: str, *, only_inside: str | None = None) -> None:
-    """Replace a method of one object by itself inside a section; `only_inside` names the section it must be in."""
+def _time(clock: Clock, owner: Any, name: str, phase: str, *, without_gradient: bool = False) -> None:
+    """Replace a method of one object by itself inside a section; `without_gradient`: not where the loss calls it."""
     method: Callable[..., Any] = getattr(owner, name)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        if only_inside is not None and clock.inside != only_inside:
+        if without_gradient and torch.is_grad_enabled():
             return method(*args, **kwargs)
         with clock.section(phase):
             return method(*args, **kwargs)

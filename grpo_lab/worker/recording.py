@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import GRPOTrainer
 
 from grpo_lab.plan import Batch
 from grpo_lab.store import Row, Run
 from grpo_lab.tracker import Tracker
+from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.phases import Clock
 
 SYNC_METRIC = "sampling/sampling_logp_difference/mean"
 """TRL's mean absolute difference between vLLM's log-probabilities and the trainer's, nats a token."""
+
+SCORES = "objective/scores"
+"""OnlineDPOTrainer's name for the mean reward, which the other trainers log as `reward`."""
 
 
 class NotANumber(RuntimeError):
@@ -58,6 +61,8 @@ class Recorder(TrainerCallback):
         seconds = math.fsum(self._lap.values())
         row: Row = {"step_time_s": seconds, **{f"time_s/{phase}": value for phase, value in self._lap.items()}}
         row["pause_s"] = self.clock.paused_s
+        if SCORES in logs:
+            row["reward"] = logs[SCORES]
         row["peak_memory_gib/trainer"] = peak_memory_gib()
         if "completions/mean_length" in logs:
             tokens = logs["completions/mean_length"] * self.batch.completions
@@ -114,7 +119,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def save_after_failure(trainer: GRPOTrainer) -> None:
+def save_after_failure(trainer: Trainer) -> None:
     """Keep the steps done so far when a step fails; only where no other rank has to take part."""
     if trainer.accelerator.num_processes == 1 and trainer.state.global_step > 0:
         trainer._save_checkpoint(trainer.model, trial=None)

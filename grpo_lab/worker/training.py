@@ -14,14 +14,14 @@ import datasets
 import requests
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from trl import GRPOConfig, GRPOTrainer
 
 from grpo_lab import config as configuration
 from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
 from grpo_lab.plan import Batch
 from grpo_lab.store import Run
-from grpo_lab.worker import rewarding, vllm
+from grpo_lab.worker import algorithms, rewarding, vllm
+from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.evaluation import evaluate
 from grpo_lab.worker.loading import BadData, check_lengths, load_data
 from grpo_lab.worker.phases import Clock, attach
@@ -95,28 +95,15 @@ def _train(run: Run, started: float) -> None:
         )
 
 
-def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> GRPOTrainer:
+def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> Trainer:
     with vllm.adapted(config, plan):
-        trainer = GRPOTrainer(
-            model=plan["model_path"],
-            args=GRPOConfig(**plan["trl"]),
-            reward_funcs=rewarding.build(config.rewards),
-            train_dataset=training,
-            peft_config=_adapter(config),
-        )
+        trainer = algorithms.build(config, plan, training)
+    trainer.reward_func_names = list(config.rewards)  # TRL calls a reward model after its folder
     check_lengths(config, trainer, training)
     return trainer
 
 
-def _adapter(config: Config) -> Any:
-    if config.peft.kind == "none":
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(task_type="CAUSAL_LM", **config.peft.options)
-
-
-def _open_tracker(config: Config, run: Run, trainer: GRPOTrainer) -> tracker.Tracker:
+def _open_tracker(config: Config, run: Run, trainer: Trainer) -> tracker.Tracker:
     settings = config.tracker if trainer.is_world_process_zero() else dataclasses.replace(config.tracker, kind="none")
     return tracker.open_tracker(
         settings,
@@ -144,7 +131,7 @@ class _Course(TrainerCallback):
         self,
         config: Config,
         run: Run,
-        trainer: GRPOTrainer,
+        trainer: Trainer,
         clock: Clock,
         held_out: datasets.Dataset | None,
         started: float,

@@ -17,11 +17,13 @@ from grpo_lab.sweep.backend import Need
 from grpo_lab.sweep.ray_cluster import RayBackend
 from tests.clusters.points import (
     DEAF,
+    ENDS,
     RESUME,
     SHOW,
     WAIT,
     begun,
     code_of,
+    ending_works,
     launcher,
     said,
     until,
@@ -158,7 +160,7 @@ def test_a_lost_node_loses_its_point(tmp_path: Path, engine: RayBackend, mark: s
     raylet_of(points[other]).kill()
     assert code_of(attempts.pop(other)) == -signal.SIGKILL
     until(lambda: not points[other].is_running())
-    assert "node" in (tmp_path / f"{other}.log").read_text()
+    assert "Ray: " in (tmp_path / f"{other}.log").read_text()
     (left,) = attempts.values()
     assert left.poll() is None
     left.stop()

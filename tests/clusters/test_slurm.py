@@ -224,11 +224,30 @@ def test_what_slurm_refuses(tmp_path: Path) -> None:
         backend(mem="1TB").start(work(tmp_path, ""))
 
 
+def stand_in(folder: Path, name: str, script: str, patch: pytest.MonkeyPatch) -> None:
+    (program := folder / name).write_text(f"#!/bin/sh\n{script}\nexit 1\n")
+    program.chmod(0o755)
+    patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
 def test_a_cluster_s_limit_on_jobs_means_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Needs accounting, so a stand-in for sbatch speaks as Slurm does."""
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2\nexit 1\n")
-    sbatch.chmod(0o755)
+    """Slurm has such limits only with accounting."""
+    stand_in(tmp_path, "sbatch", f"echo >>{tmp_path}/calls; echo 'error: QOSMaxSubmitJobPerUserLimit' >&2", monkeypatch)
     engine = backend()
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert engine.start(work(tmp_path, "")) is None
+    assert engine.start(work(tmp_path, "")) is None
+    assert (tmp_path / "calls").read_text() == "\n"  # it is not asked for more at once
+
+
+def test_while_slurm_does_not_answer(tmp_path: Path) -> None:
+    task, engine = work(tmp_path, RESUME, tmp_path / "saved"), backend()
+    attempt = begun(engine.start(task), task)
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(tmp_path, "squeue", f"echo >>{tmp_path}/calls", patch)
+        fresh = backend()
+        with pytest.raises(RequestError, match="does not answer"):
+            fresh.start(task)  # it could have a job already
+        until(lambda: len((tmp_path / "calls").read_text()) > 3 or attempt.poll() is not None)
+        assert attempt.running
+    attempt.ask()
+    assert code_of(attempt) == 143
