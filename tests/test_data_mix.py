@@ -109,7 +109,7 @@ def test_columns_of_two_types_are_refused_until_left_out(tmp_path: Path) -> None
         ({"sums": {"weight": 1}}, ["parts.sums", "+data@data.parts.sums="]),
         ({"sums": SUMS | {"weight": -1}}, ["parts.sums.weight=-1"]),
         ({"sums": SUMS | {"difficulty": 9}}, ["parts.sums: difficulty=9"]),
-        ({"math": {"_target_": "grpo_lab.data.math500", "path": "/nowhere"}}, ["parts.math: path='/nowhere'"]),
+        ({"math": {"_target_": "grpo_lab.data.math", "path": "/nowhere"}}, ["parts.math: path='/nowhere'"]),
     ],
 )
 def test_a_mix_that_cannot_be_made_is_refused(parts: Any, words: list[str]) -> None:
