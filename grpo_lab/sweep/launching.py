@@ -116,6 +116,8 @@ def _settle(track: Track, asked: SweepConfig) -> None:
         track.before = True
     elif asked.force and point.run.config.exists():
         point.run.set_aside()
+    else:
+        point.run.result.unlink(missing_ok=True)
 
 
 def _carry_out(

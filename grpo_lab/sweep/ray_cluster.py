@@ -37,6 +37,8 @@ class RayBackend:
     Raises RequestError if there is no such cluster.
     """
 
+    spans = False
+
     def __init__(self, *, address: str | None = None, exclusive: bool = False, max_parallel: int | None = None) -> None:
         self._most, self._exclusive = max_parallel or math.inf, exclusive
         self._ours = not ray.is_initialized()
@@ -86,7 +88,7 @@ class Runner:
         assert self._agent.stdout is not None
         code = self._agent.stdout.read()
         if not code:
-            raise RuntimeError("the node lost its raylet")
+            raise RuntimeError("no exit code: its node lost the raylet, or cannot run grpo_lab (see Ray's worker log)")
         return int(code)
 
     def tell(self, line: str) -> None:

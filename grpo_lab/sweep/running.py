@@ -21,6 +21,8 @@ from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.track import ENDED, TRANSIENT, Track, judge, reason, write_result
 
 POLL_S = 0.05
+TRY_EVERY_S = 5.0
+"""A cluster may have room although none of our points has ended."""
 PATIENCE_S = 8.0
 """From the request to end until points are ended by force; everything is to be gone within 15 seconds."""
 
@@ -70,6 +72,8 @@ class Course:
         self.tracks, self.sweep, self.backend, self.settings = tracks, sweep, backend, settings
         self.pack, self.board = pack, board
         self._asked = False
+        self._try_at = 0.0
+        """When to try again to start what waits: at once after a point has ended, else now and then."""
 
     def run(self) -> int | None:
         """Until every point has ended. The number of the signal that ended it early, else None."""
@@ -86,10 +90,11 @@ class Course:
             return stop.number if stop.times else None
 
     def _step(self, stop: Stop) -> None:
-        if not stop.times:
-            self._start_what_fits()
-        else:
+        if stop.times:
             self._wind_down(stop)
+        elif time.monotonic() >= self._try_at:
+            self._try_at = time.monotonic() + TRY_EVERY_S
+            self._start_what_fits()
         for track in self._active():
             self._look_at(track, stopping=bool(stop.times))
 
@@ -114,8 +119,7 @@ class Course:
         point = track.point
         file, returned = self.sweep.job(point.name), self.sweep.returned(point.name)
         file.write_bytes(self.pack(point))
-        for stale in (returned, point.run.result):
-            stale.unlink(missing_ok=True)
+        returned.unlink(missing_ok=True)
         argv = (sys.executable, "-m", "grpo_lab.sweep.job", str(file), str(returned))
         return Work(point.name, argv, track.log, point.need, timeout_s=self.settings.timeout)
 
@@ -152,6 +156,9 @@ class Course:
 
     def _settle(self, track: Track, state: str, failure: Row | None = None) -> None:
         track.end(state, failure)
+        if state == "waiting":
+            track.point.run.result.unlink(missing_ok=True)  # of the try that failed; the next one writes its own
+        self._try_at = 0.0
         if state == "failed" and failure is not None and not track.point.run.result.exists():
             write_result(track.point, state, failure)
         self.board.changed(track)

@@ -34,6 +34,7 @@ from grpo_lab.sweep.slurm_job import ASK, STOP, SlurmJob
 
 OURS = {
     **dict.fromkeys(("gpus_per_node", "gpus_per_task", "num_gpus"), "the plan counts the GPUs"),
+    "cpus_per_gpu": "cpus_per_task= says how many cores a point has",
     **dict.fromkeys(("nodes", "ntasks_per_node"), "the plan counts the machines; nodes= sets them"),
     **dict.fromkeys(("job_name", "srun_args", "use_srun", "array_parallelism"), "the launcher needs it for itself"),
 }
@@ -62,6 +63,8 @@ class SlurmBackend:
     Raises RequestError for a parameter that submitit does not have or that the plan owns, and where Slurm is not.
     """
 
+    spans = True
+
     def __init__(
         self,
         *,
@@ -73,7 +76,7 @@ class SlurmBackend:
         every_s: float = 5.0,
     ) -> None:
         if executor not in ("slurm", "local"):
-            raise RequestError(f"executor={executor}: slurm or local")
+            raise RequestError(f"hydra.launcher.executor={executor}: slurm or local")
         self._parameters = checked(parameters or {})
         self._exclusive, self._requeues = exclusive, requeues
         self._local = executor == "local"
@@ -225,12 +228,12 @@ def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
     valid = submitit.SlurmExecutor._valid_parameters() - OURS.keys()
     for key, value in parameters.items():
         if key in OURS:
-            raise RequestError(f"parameters.{key}={value}: {OURS[key]}")
+            raise RequestError(f"hydra.launcher.parameters.{key}={value}: {OURS[key]}")
         if key not in valid:
             raise RequestError(
-                f"parameters.{key}: submitit has no such parameter of Slurm; {nearest(key, valid)}\n"
-                "any other option of sbatch: parameters.additional_parameters.<option>=<value>"
+                f"hydra.launcher.parameters.{key}: submitit has no such parameter of Slurm; {nearest(key, valid)}\n"
+                "any other option of sbatch: hydra.launcher.parameters.additional_parameters.<option>=<value>"
             )
     if not isinstance(limit := parameters.get("time", 0), int):
-        raise RequestError(f"parameters.time={limit}: a whole number of minutes")
+        raise RequestError(f"hydra.launcher.parameters.time={limit}: a whole number of minutes")
     return {key: value for key, value in parameters.items() if value is not None}

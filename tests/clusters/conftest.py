@@ -1,4 +1,4 @@
-"""Real clusters for a session of tests. Where there can be none, the end of the session says so."""
+"""Real clusters, each for the tests of one module. Where there can be none, the end of the session says so."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from grpo_lab.processes import Child
@@ -30,7 +31,7 @@ time.sleep(3600)
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm(request: pytest.FixtureRequest) -> Iterator[None]:
     """Slurm's commands in this process speak to a cluster of three nodes; see slurm_cluster.py."""
     with contextlib.ExitStack() as stack:
@@ -44,13 +45,13 @@ def slurm(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     """A Ray cluster of two nodes with two cores and two make-believe GPUs each."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         address, log = Path(folder) / "address", Path(folder) / "ray.log"
         env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
-        with Child([sys.executable, "-c", RAY_NODES, str(address)], env=env, log=log, grace_s=5.0):
+        with Child([sys.executable, "-c", RAY_NODES, str(address)], env=env, log=log, grace_s=1.0):
             await_true(address.exists, Path(folder), timeout_s=60)
             yield address.read_text()
 
@@ -62,7 +63,8 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(MARK, value)
     yield value
     for process in marked(value):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

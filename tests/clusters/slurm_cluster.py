@@ -1,4 +1,4 @@
-"""A real Slurm on this machine for a test session: a controller, three nodes, and munge for their trust."""
+"""A real Slurm on this machine for some tests: a controller, three nodes, and munge for their trust."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,16 +137,15 @@ def test_refused(tmp_path: Path, engine: RayBackend) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
 def test_no_cluster(address: str) -> None:
-    started = time.monotonic()
     refused = subprocess.run(
         [sys.executable, "-c", f"from grpo_lab.sweep.ray_cluster import RayBackend; RayBackend(address={address!r})"],
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,  # Ray alone takes minutes
     ).stderr
     assert f"RequestError: no Ray cluster (address={address})" in refused
     assert "ray start --head" in refused
-    assert time.monotonic() - started < 30  # Ray alone takes minutes
 
 
 def test_a_lost_node_loses_its_point(tmp_path: Path, engine: RayBackend, mark: str) -> None:

@@ -74,7 +74,7 @@ def test_no_such_node(parameters: dict[str, str]) -> None:
 
 def test_points_side_by_side_with_gpus_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ("CUDA_VISIBLE_DEVICES", "POINT", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE", "SLURM_JOB_NUM_NODES")
+    names = ("CUDA_VISIBLE_DEVICES", "POINT", "SLURM_CPUS_ON_NODE", "SLURM_MEM_PER_NODE", "SLURM_JOB_NUM_NODES")
     code = SHOW.format(names=names) + "; import time; print('up', flush=True); time.sleep(2)"
     engine = backend(nodelist="n1")
     tasks = [work(tmp_path, code, need=Need(gpus=2, cores=2), name=f"p{i}") for i in range(2)]
@@ -217,6 +217,14 @@ def test_no_more_than_asked_for_at_once(tmp_path: Path) -> None:
     assert engine.start(second := work(tmp_path, "", name="b")) is None
     first.stop()
     assert code_of(engine.start(second)) == 0
+
+
+@pytest.mark.parametrize(("exclusive", "shares"), [(True, "NO"), (False, "OK")])
+def test_exclusive_points_share_no_node(tmp_path: Path, exclusive: bool, shares: str) -> None:
+    attempt = SlurmBackend(exclusive=exclusive, every_s=0.2).start(work(tmp_path, ""))
+    assert attempt is not None
+    assert slurm_says("squeue", "--noheader", "--format=%h") == shares
+    assert code_of(attempt) == 0
 
 
 def test_what_slurm_refuses(tmp_path: Path) -> None:

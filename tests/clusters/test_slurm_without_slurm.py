@@ -139,7 +139,7 @@ def test_parameters_that_are_refused(parameters: dict[str, object], says: str) -
     with pytest.raises(RequestError) as refused:
         checked(parameters)
     assert says in str(refused.value)
-    assert str(refused.value).startswith(f"parameters.{next(iter(parameters))}")
+    assert str(refused.value).startswith(f"hydra.launcher.parameters.{next(iter(parameters))}")
 
 
 def test_parameters_that_pass() -> None:

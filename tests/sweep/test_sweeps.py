@@ -15,7 +15,7 @@ import pytest
 
 from grpo_lab import store
 from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.store import Sweep
+from grpo_lab.store import Run, Sweep
 from tests.conftest import ROOT, SHORT, cli, wait_for_step
 
 FATES = ("ok", "raise_once", "kill_once", "hang", "conductor")
@@ -90,6 +90,13 @@ def test_fates(runs: Path, tmp_path: Path) -> None:
     assert retried.returncode == 0, retried.stdout + retried.stderr
     assert "4 points: 1 finished before, 2 infeasible, 1 finished" in retried.stdout
     assert len((tmp_path / "ok.calls").read_text().splitlines()) == 4, "a finished point is not run again"
+
+    forced = cli(*fates, "rewards.fate.how=ok,raise_once", infeasible, "sweep.force=true")
+    assert forced.returncode == 0, forced.stdout + forced.stderr
+    assert "4 points: 2 finished, 2 infeasible" in forced.stdout
+    assert len((tmp_path / "ok.calls").read_text().splitlines()) == 8
+    assert Run(sweep.folder / "rewards.fate.how=ok,vllm.tp=1.old-1").result.exists(), "nothing is deleted"
+    assert len(store.load(sweep.folder)) == 10, "what was set aside is not reported"
 
 
 @pytest.mark.slow
