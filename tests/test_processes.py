@@ -156,7 +156,7 @@ def test_the_tree_ends_with_the_conductor(tmp_path: Path, mark: str, number: sig
     ready, started = tmp_path / "ready", tmp_path / "started"
     command = python(DEAF_TREE + SLEEP, ready)
     conductor = subprocess.Popen(python(CONDUCTOR, tmp_path / "log", started, *command), stderr=subprocess.DEVNULL)
-    until(lambda: ready.exists() and started.exists())
+    until(lambda: ready.exists() and started.exists() and started.read_text())
     conductor.send_signal(number)
     conductor.wait(20)
     assert until(lambda: not marked(mark), timeout_s=15) < 8
