@@ -36,10 +36,11 @@ open(sys.argv[1], "w").close()
 """A child, a child in a session of its own and a daemon by double fork; all of them ignore SIGTERM."""
 
 CONDUCTOR = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from grpo_lab.processes import Child
 log, ready, *argv = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
 child = Child(argv, env={}, log=Path(log), grace_s=2.0)
 Path(ready).write_text(str(child.scratch))
 time.sleep(300)
