@@ -1,4 +1,4 @@
-"""What the launcher of sweeps costs: `python -m benchmarks.launcher [--csv FILE]`, about four minutes, no GPU.
+"""What the launcher of sweeps costs: `python -m benchmarks.launcher [--csv FILE]`, thirteen minutes, no GPU.
 
 1. Packing: 64 jobs of 1, 2 and 4 slots that sleep a known time, on 4 slots. Makespan over the bound that no packing
    can beat (all slots busy from start to end).
@@ -41,7 +41,7 @@ from grpo_lab.sweep.running import Course
 from grpo_lab.sweep.track import Track
 
 JOBS, SLOTS, POINTS, EMPTY = 64, 4, 1000, 12
-SLEEP_S = (8.0, 16.0)
+SLEEP_S = (12.0, 24.0)
 
 
 def sleeper(seconds: float, config: DictConfig) -> None:
