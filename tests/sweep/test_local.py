@@ -15,7 +15,6 @@ from grpo_lab.sweep.backend import Need, Work
 from grpo_lab.sweep.local import CORES, LocalAttempt, LocalBackend
 
 FOUR = Machine(gpus=tuple(Gpu(str(i), "pretended", 1.0) for i in range(4)), cores=4)
-SHOW = "import os, sys; print('GPUs', os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
 def work(folder: Path, name: str, gpus: int, code: str) -> Work:
