@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import datasets
@@ -20,3 +21,8 @@ def failing(completions: list[Any], step: int = 2, **columns: Any) -> list[float
     if columns["trainer_state"].global_step >= step:
         raise KeyError("the reward's own mistake")
     return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def vllm_imported(completions: list[Any], **columns: Any) -> list[float]:
+    """1 in a process that has imported vLLM."""
+    return [float("vllm" in sys.modules)] * len(completions)

@@ -37,7 +37,8 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """One short run with W&B offline, and what the terminal showed."""
     runs = tmp_path_factory.mktemp("runs")
-    ended = cli(*SHORT, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={runs}", "name=one")
+    spy = ["rewards.vllm_imported._target_=tests.rows.vllm_imported", "rewards.vllm_imported.weight=0"]
+    ended = cli(*SHORT, *spy, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={runs}", "name=one")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return Run(runs / "one"), ended.stdout
 
@@ -54,6 +55,11 @@ def test_a_run_leaves_its_files(finished: tuple[Run, str]) -> None:
     assert {"torch", "trl", "command", "cores", "git_commit"} <= environment.keys()
     for told in ("held-out pass@1", "95%", "n=32", "step time", str(run.folder), "reward_curve.png", "wandb sync"):
         assert told in shown
+
+
+def test_vllm_is_not_imported_for_nothing(finished: tuple[Run, str]) -> None:
+    run, _ = finished
+    assert [row["rewards/vllm_imported/mean"] for row in run.rows()] == [0] * 6
 
 
 def test_phases_add_up_to_the_step(finished: tuple[Run, str]) -> None:
