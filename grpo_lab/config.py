@@ -144,8 +144,11 @@ class BenchConfig:
     """First rounds of each load that are left out."""
     repeats: int = 3
     """Rounds of each load that are measured."""
+    timed_every: int | None = None
+    """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
     loads: dict[str, Any] = field(default_factory=dict)
-    """name -> those of the first five keys that differ. All are measured after one start; empty: one, `default`."""
+    """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
+    one, `default`."""
 
 
 @dataclass

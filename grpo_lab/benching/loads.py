@@ -19,8 +19,8 @@ NAME = re.compile(r"[\w.-]+")
 _LENGTHS, _TOKENS = 0, 1
 """Streams of random numbers."""
 TIMED_LEAST, TIMED_EVERY = 8, 16
-"""Requests whose tokens are timed one by one: every 16th, but about eight of fewer than 128. Each costs the server and
-the client a message a token, which would slow down what is measured if all were timed."""
+"""Requests whose tokens are timed one by one, where bench.timed_every is null: every 16th, but about eight of fewer
+than 128. Each costs the server and the client a message a token, which would slow down what is measured."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Load:
     prompt_len: int | tuple[int, int]
     completion_len: int | tuple[int, int]
     concurrency: int | None
+    timed_every: int
 
     @property
     def longest_prompt(self) -> int:
@@ -46,8 +47,8 @@ class Load:
         return min(self.prompts, self.concurrency or self.prompts)
 
     def asked(self) -> dict[str, Any]:
-        """Without its name, as result.json has it."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "name"}
+        """What makes the work, as result.json has it."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in ("name", "timed_every")}
 
     def __str__(self) -> str:
         tokens = f"{_told(self.prompt_len)} + {_told(self.completion_len)} tokens"
@@ -66,14 +67,15 @@ class Request:
     """Whether the arrival of each token is recorded."""
 
 
-KEYS = ("prompts", "num_generations", "prompt_len", "completion_len", "concurrency")
+KEYS = ("prompts", "num_generations", "prompt_len", "completion_len", "concurrency", "timed_every")
+"""Of BenchConfig, which a load may change."""
 
 
 def loads_of(bench: BenchConfig) -> tuple[Load, ...]:
     """In the order in which they were written. Raises RequestError for a value that makes no sense."""
-    for key, least in (("warmup", 0), ("repeats", 1)):
-        if getattr(bench, key) < least:
-            raise RequestError(f"bench.{key}={getattr(bench, key)}: must be at least {least}")
+    for key, value, least in (("warmup", bench.warmup, 0), ("repeats", bench.repeats, 1)):
+        if value < least:
+            raise RequestError(f"bench.{key}={value}: must be at least {least}")
     usual = {key: getattr(bench, key) for key in KEYS}
     if not bench.loads:
         return (_load("bench", DEFAULT, usual),)
@@ -93,12 +95,13 @@ def _named(name: str, changes: Any, usual: dict[str, Any]) -> Load:
 
 
 def _load(where: str, name: str, asked: dict[str, Any]) -> Load:
-    for key in ("prompts", "num_generations", "concurrency"):
+    for key, optional in (("prompts", False), ("num_generations", False), ("concurrency", True), ("timed_every", True)):
         value = asked[key]
-        if not _is_count(value) and (key, value) != ("concurrency", None):
+        if not _is_count(value) and not (optional and value is None):
             raise RequestError(f"{where}.{key}={value}: must be a whole number, at least 1")
     lengths = {key: _length(f"{where}.{key}", asked[key]) for key in ("prompt_len", "completion_len")}
-    return Load(name, **{**asked, **lengths})
+    every = asked["timed_every"] or min(TIMED_EVERY, max(1, asked["prompts"] // TIMED_LEAST))
+    return Load(name, **{**asked, **lengths, "timed_every": every})
 
 
 def _length(where: str, value: Any) -> int | tuple[int, int]:
@@ -133,7 +136,6 @@ def draw(load: Load, vocabulary: Sequence[int], *, seed: int, number: int, turn:
     lengths = np.random.default_rng([seed, _LENGTHS])
     sizes = [lengths.integers(low, high + 1, load.prompts) for low, high in map(_bounds, _both(load))]
     tokens, known = np.random.default_rng([seed, _TOKENS, number, turn]), np.asarray(vocabulary)
-    timed_every = min(TIMED_EVERY, max(1, load.prompts // TIMED_LEAST))
     prompts: dict[tuple[int, ...], None] = {}
     for size in sizes[0]:
         for _ in range(100):
@@ -144,7 +146,7 @@ def draw(load: Load, vocabulary: Sequence[int], *, seed: int, number: int, turn:
             raise RequestError(f"{load.prompts} different prompts of {size} tokens: there are not so many")
         prompts[prompt] = None
     return [
-        Request(prompt, int(length), timed=place % timed_every == 0)
+        Request(prompt, int(length), timed=place % load.timed_every == 0)
         for place, (prompt, length) in enumerate(zip(prompts, sizes[1], strict=True))
     ]
 
