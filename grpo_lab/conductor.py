@@ -242,6 +242,6 @@ def failure_of(run: Run, code: int, log: Log) -> Failure:
     if said:
         return Failure(said["class"], said["message"], run.worker_log)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):  # the second is srun's, of a command on another machine
-        return Failure("killed", "the trainer was killed (signal 9); out of host memory?", run.worker_log)
-    said = [f"the trainer ended with exit code {code}", *log.causes(), log.tail()]
+        return Failure("killed", "the worker was killed (signal 9); out of host memory?", run.worker_log)
+    said = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
     return Failure("worker_crash", "\n".join(said), run.worker_log)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from grpo_lab.bench import DEFAULTS
 from grpo_lab.benching import outcome
 from grpo_lab.benching.cards import Meter
 from grpo_lab.benching.counters import read_counts
-from grpo_lab.benching.loads import Load, draw, loads_of
+from grpo_lab.benching.loads import Load, Request, draw, loads_of
 from grpo_lab.benching.planning import BenchPlan, make_plan
 from grpo_lab.benching.rounds import Arrivals, BenchFailed, Measured, check_engines, row_of
 from grpo_lab.config import CONF, BenchConfig, Config, identity
@@ -127,8 +132,8 @@ vllm:num_preemptions_total{engine="0",model_name="a"} 2.0
 vllm:num_preemptions_total{engine="1",model_name="a"} 1.0
 vllm:prefix_cache_queries_total{engine="0",model_name="a"} 100.0
 vllm:prefix_cache_hits_total{engine="0",model_name="a"} 75.0
-vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="512"} 1.0
-vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="512"} 1.0
+vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="1024"} 1.0
+vllm:cache_config_info{block_size="16",engine="1",num_gpu_blocks="1024"} 1.0
 python_gc_objects_collected_total{generation="0"} 2.0
 """
 
@@ -157,7 +162,7 @@ def row(turn: int, seconds: float, **more: Any) -> store.Row:
     arrivals.add(10.0, [(10.5, 1), (10.7, 2), (11.0, 1)])
     load = Load("x", 4, 8, 16, 4, None, 1)
     measured = Measured(seconds, 128, {"0": 64, "1": 64}, arrivals, preemptions=1, prefix_cache_hit_share=0.5)
-    meter = Meter(energy_j={"0": 300.0, "1": 100.0}, peak_memory_gib={"0": 1.0 + turn, "1": 2.0})
+    meter = Meter(energy_j={"0": 300.0, "1": 100.0}, seconds=2.0, peak_memory_gib={"0": 1.0 + turn, "1": 2.0})
     return {**row_of(load, turn, 1, measured, meter, devices=2), **more}
 
 
@@ -236,7 +241,7 @@ def test_layouts_share_their_compile_cache(as_bench: None) -> None:
         (["vllm=server", "vllm.dp=8"], "need 8 GPUs, there are 4"),
         (["vllm=server", "nodes=2"], "one machine"),
         (["vllm=colocate", "vllm.sleep=true"], "vllm.sleep=false"),
-        (["bench.prompt_len=40000"], "the context of qwen2.5-7b is 32768|is 131072"),
+        (["bench.prompt_len=200000"], "bench.completion_len of load default: 200512 tokens in all, and the context"),
         (["vllm=server", "vllm.max_model_len=700"], "1024 tokens in all, and vllm.max_model_len is 700"),
         (["vllm=colocate", "vllm.dp=4", "bench.concurrency=3"], "only 3 requests in flight"),
         (["vllm=server", "vllm.dp=4", "bench.prompts=3", "bench.num_generations=1"], "only 3 completions in flight"),
@@ -244,9 +249,6 @@ def test_layouts_share_their_compile_cache(as_bench: None) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(as_bench: None, overrides: list[str], message: str) -> None:
-    if "40000" in overrides[0]:
-        overrides = ["bench.prompt_len=200000"]
-        message = "bench.prompt_len and bench.completion_len of load default: 200512 tokens"
     with pytest.raises(RequestError, match=message):
         planned(with_gpus(4), "model=qwen2.5-7b", *overrides)
 
@@ -288,7 +290,7 @@ def test_the_command_itself_loads_no_heavy_package() -> None:
 
 
 def test_points_of_a_sweep_are_benches(tmp_path: Path) -> None:
-    """Two points, the second with random weights' worth of other load; the same command again runs nothing."""
+    """Of transformers, with fixed and drawn lengths; the same command again runs nothing."""
     words = ["--multirun", f"runs_dir={tmp_path}", *OFF, "bench.warmup=0", "bench.completion_len=3,[2,4]"]
     ended = bench(*words)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -317,27 +319,79 @@ def test_points_of_a_sweep_are_benches(tmp_path: Path) -> None:
     assert OmegaConf.load(Run(folder / names[0]).config).kind == "bench"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_or_killed_it_leaves_no_process_and_can_run_again(number: signal.Signals, tmp_path: Path) -> None:
+def test_stopped_and_killed_it_leaves_no_process_and_the_same_command_measures_again(tmp_path: Path) -> None:
     run = Run(tmp_path / "one")
     words = (*OFF, f"runs_dir={tmp_path}", "name=one", "bench.warmup=0", "bench.repeats=100000")
-    with subprocess.Popen(
-        argv(words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        deadline = time.monotonic() + 200
-        while not run.rows() and process.poll() is None and time.monotonic() < deadline:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        began, deadline = time.time(), time.monotonic() + 200
+        with subprocess.Popen(argv(words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            while not measured_since(run, began) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(number)
+            shown, _ = process.communicate(timeout=60)
+        assert process.returncode == code, shown
+        while carriers(RUN_VARIABLE, str(run.folder)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(number)
-        shown, _ = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -9), shown
-    while carriers(RUN_VARIABLE, str(run.folder)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not carriers(RUN_VARIABLE, str(run.folder))
-    assert run.rows()
-    assert not run.result.exists()
-    if number == signal.SIGKILL:
-        shorter = bench(*words[:-1], "bench.repeats=2")
-        assert shorter.returncode == 2, "another bench of the same name"
-        again = bench(*words[:-1], "bench.repeats=2", "resume=false")
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert [row["step"] for row in run.rows()] == [1, 2]
+        assert not carriers(RUN_VARIABLE, str(run.folder))
+        assert [row["step"] for row in run.rows()][:1] == [1]
+        assert not run.result.exists()
+    other = bench(*words, "bench.repeats=2")
+    assert other.returncode == 2
+    assert "holds a run of another config" in other.stderr
+
+
+def measured_since(run: Run, moment: float) -> bool:
+    return bool(run.rows()) and run.metrics.stat().st_mtime > moment
+
+
+ANSWERS = {
+    "fewer tokens": (200, {"usage": {"prompt_tokens": 3, "completion_tokens": 7}}, "error", "(3, 7) tokens"),
+    "another prompt": (200, {"usage": {"prompt_tokens": 4, "completion_tokens": 8}}, "error", "(4, 8) tokens"),
+    "refused": (400, {"error": "too long"}, "error", "answered 400 to /v1/completions"),
+    "engine dead": (500, {"error": "EngineDeadError"}, "server_died", "answered 500"),
+    "hung up": (None, None, "server_died", "connection to the server broke"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_that_is_not_what_was_asked_for(answer: str) -> None:
+    """The client against a server that answers so; what it makes of it."""
+    from grpo_lab.worker.bench.client import Client
+    from grpo_lab.worker.bench.course import _class_of
+
+    status, body, failure, message = ANSWERS[answer]
+    load = Load("x", 1, 2, 3, 4, None, timed_every=2)
+    with answering(status, body) as url:
+        client = Client(url)
+        assert client.model == "m"
+        with pytest.raises(Exception, match=re.escape(message)) as raised:
+            client.measure([Request((1, 2, 3), 4, timed=False)], load)
+    assert _class_of(raised.value) == failure
+
+
+@contextmanager
+def answering(status: int | None, body: Any) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.give(200, METRICS.encode() if self.path == "/metrics" else b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path != "/v1/completions":
+                self.give(200, b"")
+            elif status is not None:
+                self.give(status, json.dumps(body).encode())
+
+        def give(self, code: int, content: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ class Meter:
     """GPU id -> measurement; None until the stretch has ended, and where the driver does not say."""
 
     energy_j: dict[str, float] | None = None
+    seconds: float = 0.0
     peak_memory_gib: dict[str, float] | None = None
     """Most in use by all processes on the card, of what was seen every MEMORY_EVERY_S."""
     _peaks: dict[str, int] = field(default_factory=dict)
@@ -38,13 +40,14 @@ def metered(ids: Sequence[str]) -> Iterator[Meter]:
         yield meter
         return
     handles = {name: nvml.nvmlDeviceGetHandleByIndex(int(name)) for name in ids}
-    before, ended = _energies(nvml, handles), threading.Event()
+    before, ended, started = _energies(nvml, handles), threading.Event(), time.perf_counter()
     watcher = threading.Thread(target=meter.watch, args=(nvml, handles, ended), daemon=True)
     watcher.start()
     try:
         yield meter
     finally:
         after = _energies(nvml, handles)
+        meter.seconds = time.perf_counter() - started
         ended.set()
         watcher.join()
         meter.peak_memory_gib = {name: round(peak / 2**30, 2) for name, peak in meter._peaks.items()}

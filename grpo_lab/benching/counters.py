@@ -46,7 +46,7 @@ def read_counts(text: str) -> Counts:
 def counts_of(samples: Iterable[Sample]) -> Counts:
     generated: dict[str, int] = {}
     sums = dict.fromkeys(("num_preemptions", "prefix_cache_queries", "prefix_cache_hits"), 0)
-    room: dict[str, int] = {}
+    room = 0
     for name, labels, value in samples:
         what, engine = name.removeprefix("vllm:"), labels.get("engine", "0")
         if what == "generation_tokens":
@@ -54,18 +54,18 @@ def counts_of(samples: Iterable[Sample]) -> Counts:
         elif what in sums:
             sums[what] += int(value)
         elif what == "cache_config_info":
-            room[engine] = _room(labels)
+            room = _room(labels)  # a server adds up the blocks of its engines, and says the sum for each
     return Counts(
         generated,
         preemptions=sums["num_preemptions"],
         queried=sums["prefix_cache_queries"],
         hits=sums["prefix_cache_hits"],
-        kv_cache_tokens=sum(room.values()),
+        kv_cache_tokens=room,
     )
 
 
 def _room(labels: Mapping[str, str]) -> int:
-    """Tokens of an engine's KV cache; 0 where vLLM does not say."""
+    """Tokens of the KV cache; 0 where vLLM does not say."""
     sizes = [labels.get("num_gpu_blocks", ""), labels.get("block_size", "")]
     return int(sizes[0]) * int(sizes[1]) if all(size.isdigit() for size in sizes) else 0
 

@@ -89,7 +89,7 @@ def row_of(load: Load, turn: int, warmup: int, measured: Measured, meter: Meter,
         "client_share": measured.client_share,
         "engines": measured.engines,
         "tokens_per_joule": measured.tokens / sum(energy.values()) if energy else None,
-        "power_w": energy and {name: joules / measured.seconds for name, joules in energy.items()},
+        "power_w": energy and {name: joules / meter.seconds for name, joules in energy.items()},
         "peak_memory_gib": meter.peak_memory_gib,
     }
 

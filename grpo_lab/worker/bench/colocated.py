@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from trl.trainer.utils import ensure_master_addr_port
 
 from grpo_lab.benching.counters import Counts, counts_of
 from grpo_lab.benching.loads import Load, Request
@@ -43,8 +44,7 @@ class Engines:
         # vLLM reads its place among the processes from the environment, as TRL leaves it there.
         os.environ |= {"RANK": str(self.state.process_index), "WORLD_SIZE": str(self.state.num_processes)}
         os.environ |= {"LOCAL_RANK": str(self.state.local_process_index)}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "0")
+        ensure_master_addr_port()
         seed = config.seed * SEED_STRIDE + self.number
         self.llm = LLM(model=plan["model_path"], seed=seed, **plan["engine"])
         self.engine = self.llm.llm_engine
