@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from rich.console import Console
 
 from grpo_lab import completions, curve, results, store
 from grpo_lab import console as terminal
 from grpo_lab.config import Config
+from grpo_lab.engine import ServerPlan
 from grpo_lab.logs import Log
 from grpo_lab.machine import gpu_memory_gib
 from grpo_lab.plan import Command, Plan
@@ -39,6 +41,25 @@ class Failure(RuntimeError):
     def __init__(self, failure_class: str, message: str, log: Path | None = None) -> None:
         super().__init__(message)
         self.row: Row = {"class": failure_class, "message": message, "log": str(log) if log else None}
+
+
+class Processes(Protocol):
+    """Of a plan, what is started."""
+
+    @property
+    def tp(self) -> int: ...
+    @property
+    def dp(self) -> int: ...
+    @property
+    def server(self) -> ServerPlan | None: ...
+    @property
+    def engines(self) -> tuple[Command, ...]: ...
+    @property
+    def trainer(self) -> tuple[Command, ...]: ...
+    @property
+    def prepare(self) -> Command | None: ...
+    @property
+    def weight_transfer(self) -> str | None: ...
 
 
 def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
@@ -119,7 +140,7 @@ def stop_signals(run: Run) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def server_of(
-    run: Run, config: Config, plan: Plan, stop: Stop, progress: terminal.Progress
+    run: Run, config: Config, plan: Processes, stop: Stop, progress: terminal.Progress
 ) -> Iterator[Callable[[], None] | None]:
     """The vLLM server of the run for its length, None where it has none or uses somebody else's. What it gives is to
     be called about once a second and raises ServerError when the server is dead."""
@@ -157,7 +178,7 @@ def check_engines(commands: Sequence[Command], engines: Sequence[Child], log: Lo
             raise ServerError("server_died", "\n".join(said))
 
 
-def prepare(run: Run, config: Config, plan: Plan, progress: terminal.Progress, stop: Stop) -> None:
+def prepare(run: Run, config: Config, plan: Processes, progress: terminal.Progress, stop: Stop) -> None:
     """Make the checkpoint with random weights where the run needs one that is not there yet."""
     if plan.prepare is None:
         return
@@ -174,7 +195,7 @@ def prepare(run: Run, config: Config, plan: Plan, progress: terminal.Progress, s
 def train(
     run: Run,
     config: Config,
-    plan: Plan,
+    plan: Processes,
     progress: terminal.Progress,
     stop: Stop,
     check_server: Callable[[], None] | None,
@@ -221,6 +242,6 @@ def failure_of(run: Run, code: int, log: Log) -> Failure:
     if said:
         return Failure(said["class"], said["message"], run.worker_log)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):  # the second is srun's, of a command on another machine
-        return Failure("killed", "the trainer was killed (signal 9); out of host memory?", run.worker_log)
-    said = [f"the trainer ended with exit code {code}", *log.causes(), log.tail()]
+        return Failure("killed", "the worker was killed (signal 9); out of host memory?", run.worker_log)
+    said = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
     return Failure("worker_crash", "\n".join(said), run.worker_log)

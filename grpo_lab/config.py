@@ -128,6 +128,30 @@ class EvaluateConfig:
 
 
 @dataclass
+class BenchConfig:
+    """What `python -m grpo_lab.bench` generates; no part of a training run."""
+
+    prompts: int = 64
+    num_generations: int = 8
+    """Completions of each prompt, in one request."""
+    prompt_len: Any = 512
+    """Tokens of a prompt: a number, or [low, high] for uniformly drawn ones."""
+    completion_len: Any = 512
+    """Tokens of a completion, likewise; those of one prompt have one length."""
+    concurrency: int | None = None
+    """Requests in flight. Null: all at once."""
+    warmup: int = 1
+    """First rounds of each load that are left out."""
+    repeats: int = 3
+    """Rounds of each load that are measured."""
+    timed_every: int | None = None
+    """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
+    loads: dict[str, Any] = field(default_factory=dict)
+    """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
+    one, `default`."""
+
+
+@dataclass
 class TimeoutsConfig:
     """Seconds after which a run that makes no progress is ended."""
 
@@ -168,6 +192,8 @@ class SweepConfig:
 
 @dataclass
 class Config:
+    kind: str = "train"
+    """`train` or `bench`; set by the command."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
     """`_target_`: a function `f(split, **the other keys) -> datasets.Dataset`, split being train or test."""
@@ -182,6 +208,7 @@ class Config:
     """Passed to the algorithm's own config, `trl.GRPOConfig` in most cases, less what the plan owns."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     seed: int = 0
     gpus: Any = "auto"
@@ -217,18 +244,28 @@ _NOT_IDENTITY = (
     "sweep",
     "objective",
     "evaluate",
+    "bench",
+    "kind",
 )
-_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
+_BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
+"""All that can change what a bench measures."""
+_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
 
 
-def register() -> None:
-    """Put the schema into Hydra's store. Nodes that pass options on stay open, so they need no `+`."""
-    schema = OmegaConf.structured(Config)
+def register(defaults: Config | None = None) -> None:
+    """Put the schema into Hydra's store, with the defaults of the command that is run. Nodes that pass options on stay
+    open, so they need no `+`."""
+    schema = OmegaConf.structured(defaults or Config)
     for key in _OPEN:
         OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
 
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    prefix = f"{defaults.kind}-" if defaults else ""
+
+    def name_of_sweep(name: str | None, overrides: list[str]) -> str:
+        return name or prefix + sweep_name(name, overrides)
+
+    OmegaConf.register_new_resolver("sweep_name", name_of_sweep, replace=True)
     OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
 
 
@@ -252,6 +289,12 @@ def load(path: Path) -> Config:
 
 
 def identity(config: Config) -> str:
-    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out."""
-    asked = {key: value for key, value in redact(asdict(config)).items() if key not in _NOT_IDENTITY}
+    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
+    bench what only training uses."""
+    known = _BENCH_IDENTITY if config.kind == "bench" else None
+    asked = {
+        key: value
+        for key, value in redact(asdict(config)).items()
+        if (key in known if known else key not in _NOT_IDENTITY)
+    }
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -18,12 +18,16 @@ OBJECTIVES = (
     "reward_last",
     "step_time_s",
     "generated_tokens_per_s",
+    "generated_tokens_per_s_per_gpu",
+    "requests_per_s",
+    "ttft_s",
+    "itl_s",
     "tokens_per_s_per_gpu",
     "samples_per_s",
     "mfu",
 )
 """Measurements that a sweeper can optimise."""
-LOWER_IS_BETTER = ("step_time_s",)
+LOWER_IS_BETTER = ("step_time_s", "ttft_s", "itl_s")
 FORWARD_BACKWARD, FORWARD = 6, 2
 """FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
 
@@ -36,6 +40,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
     rows, outcome = run.rows(), store.read_json(run.outcome) or {}
     timed = [row for row in rows if row["step"] > config.warmup_steps]
     return {
+        "kind": "train",
         "status": status,
         "failure": failure,
         "model": config.model.name,

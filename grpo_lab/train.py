@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -19,6 +20,7 @@ from rich.console import Console
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
 from grpo_lab import locks, processes, results, store, tracker
+from grpo_lab.benching.planning import BenchPlan
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
@@ -89,8 +91,10 @@ def show_commands(console: Console, plan: Plan) -> None:
         console.print(f"\n# {role}\n{shell(command.env, command.argv)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
-    """Make room for the run, or return the result of one that is finished already.
+def settle_folder(
+    run: Run, config: Config, console: Console, *, show: Callable[[Console, Run, Row, None], None] = terminal.summary
+) -> Row | None:
+    """Make room for the run, or show and return the result of one that is finished already.
 
     Raises:
         RequestError: for an unfinished run with a checkpoint, or a folder of another config, until the user decides.
@@ -107,7 +111,7 @@ def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
     result = store.read_json(run.result)
     if result and result["status"] == "finished":
         console.print("  finished before; resume=false runs it again", highlight=False)
-        terminal.summary(console, run, result, None)
+        show(console, run, result, None)
         return dict(result)
     checkpoint = run.last_checkpoint()
     if checkpoint and config.resume is None:
@@ -123,9 +127,9 @@ def settle_folder(run: Run, config: Config, console: Console) -> Row | None:
     return None
 
 
-def create(run: Run, config: Config, plan: Plan, machine: Machine) -> None:
+def create(run: Run, config: Config, plan: Plan | BenchPlan, machine: Machine) -> None:
     """The folder with what was asked, what was decided, and where it runs. Secrets stay out."""
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.checkpoints if config.kind == "train" else run.folder).mkdir(parents=True, exist_ok=True)
     configuration.save(config, run.config)
     devices = {"devices": plan.devices, "generating_devices": plan.generating_devices}
     store.write_json(run.plan, redact({**dataclasses.asdict(plan), **devices}))
@@ -135,7 +139,7 @@ def create(run: Run, config: Config, plan: Plan, machine: Machine) -> None:
         {
             "run_id": before.get("run_id") or f"{configuration.identity(config)}-{os.urandom(3).hex()}",
             "identity": configuration.identity(config),
-            "command": redact_text(shlex.join(["python", "-m", "grpo_lab.train", *_overrides()])),
+            "command": redact_text(shlex.join(["python", "-m", f"grpo_lab.{config.kind}", *_overrides()])),
             "git_commit": git_commit(),
             **describe(machine),
         },

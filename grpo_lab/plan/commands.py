@@ -43,7 +43,7 @@ def trl_arguments(
         owned |= {
             "vllm_mode": "colocate",
             "vllm_tensor_parallel_size": vllm.tp,
-            "vllm_gpu_memory_utilization": _memory_share(config),
+            "vllm_gpu_memory_utilization": memory_share(config),
             "vllm_max_model_length": vllm.max_model_len,
             "vllm_enable_sleep_mode": vllm.sleep,
         }
@@ -87,7 +87,7 @@ def _sharding(distributed: DistributedConfig) -> dict[str, Any]:
     return {"deepspeed": {**_ZERO, "zero_optimization": zero}}
 
 
-def _memory_share(config: Config) -> float:
+def memory_share(config: Config) -> float:
     default = 0.9 if config.vllm.mode == "server" else 0.3
     return default if config.vllm.gpu_memory_utilization is None else config.vllm.gpu_memory_utilization
 
@@ -119,7 +119,7 @@ def server_of(
         backend=backend,
         seed=config.seed,
         max_model_len=vllm.max_model_len,
-        gpu_memory_utilization=None if on_cpu else _memory_share(config),
+        gpu_memory_utilization=None if on_cpu else memory_share(config),
         engine={**_spread(config, roles, ports), **engine_options(config, on_gpu=not on_cpu)},
         version=machine.versions["vllm"],
     )
@@ -180,9 +180,11 @@ def weight_transfer(config: Config, *, on_gpu: bool) -> str:
     return ("nccl" if on_gpu else "gloo") if wanted == "auto" else wanted
 
 
-def trainer_of(config: Config, machine: Machine, folder: Path, roles: Roles, ports: Ports) -> tuple[Command, ...]:
-    """One command for each of the trainer's hosts, in the order of their ranks."""
-    worker = ["-m", "grpo_lab.worker", str(folder)]
+def trainer_of(
+    config: Config, machine: Machine, folder: Path, roles: Roles, ports: Ports, *, module: str = "grpo_lab.worker"
+) -> tuple[Command, ...]:
+    """One command for each of the trainer's hosts, in the order of their ranks. `module`: what it runs."""
+    worker = ["-m", module, str(folder)]
     return tuple(
         Command(
             host.reach([sys.executable, *_launcher(config, roles, rank, ports), *worker]),

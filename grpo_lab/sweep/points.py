@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from grpo_lab import config as configuration
 from grpo_lab import results, store
+from grpo_lab.benching.planning import BenchPlan
+from grpo_lab.benching.planning import make_plan as plan_bench
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.machine import Machine
-from grpo_lab.plan import Ports, make_plan
+from grpo_lab.plan import Plan, Ports, make_plan
 from grpo_lab.preflight import check_targets
 from grpo_lab.redaction import redact
 from grpo_lab.store import Row, Run, Sweep
@@ -114,8 +116,12 @@ def need_of(config: Config, machine: Machine, folder: Path) -> Need:
     if share is not None and not 1 <= share <= have:
         raise RequestError(f"launcher.gpus_per_job={share}: this machine has {have} GPUs")
     seen = dataclasses.replace(machine, gpus=machine.gpus[:share])
-    plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))
-    check_targets(config)
+    plan: Plan | BenchPlan
+    if config.kind == "bench":
+        plan = plan_bench(config, seen, folder=folder, ports=Ports(0, 0, 0))
+    else:
+        plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))
+        check_targets(config)
     pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(config.gpus, list) else ()
     each = plan.gpus_per_node
     cores = machine.cores * each // have if each else plan.devices

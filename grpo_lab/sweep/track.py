@@ -99,5 +99,13 @@ def write_result(point: Point, status: str, failure: Row) -> None:
     config = point.config
     asked = {"model": config.model.name, "vllm_mode": config.vllm.mode, "tp": config.vllm.tp, "dp": config.vllm.dp}
     sizes = {"gpus": point.need.gpus, "seed": config.seed, "steps": len(run.rows())}
-    ended = {"status": status, "failure": failure, **asked, **sizes, "warmup_steps": config.warmup_steps, "metrics": {}}
+    ended = {
+        "kind": config.kind,
+        "status": status,
+        "failure": failure,
+        **asked,
+        **sizes,
+        "warmup_steps": config.warmup_steps,
+        "metrics": {},
+    }
     store.write_json(run.result, ended)

@@ -1,0 +1,135 @@
+"""`python -m grpo_lab.bench`: how fast a layout generates. Nothing is trained.
+
+Starts the engines of `vllm=server|colocate|off` once, sends every load of `bench` (warm-up, then measured rounds) and
+writes result.json. The other keys, `--multirun` and the launchers are those of `python -m grpo_lab.train`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from grpo_lab import config as configuration
+from grpo_lab import console as terminal
+from grpo_lab import locks, processes, results, store, tracker
+from grpo_lab.benching import display, outcome
+from grpo_lab.benching.planning import BenchPlan, make_plan
+from grpo_lab.cli import explain, refuse, run_app
+from grpo_lab.conductor import Failure, RunFailed, Stop, ended_by_itself, prepare, server_of, stop_signals, train
+from grpo_lab.config import CONF, Config, LauncherConfig
+from grpo_lab.errors import RequestError
+from grpo_lab.machine import read_machine
+from grpo_lab.plan import RUN_VARIABLE, Ports, shell
+from grpo_lab.ports import lease
+from grpo_lab.server import ServerError
+from grpo_lab.store import Row, Run
+from grpo_lab.train import LEFTOVERS_S, create, settle_folder
+
+DEFAULTS = Config(
+    kind="bench",
+    objective="generated_tokens_per_s_per_gpu",
+    launcher=LauncherConfig(exclusive=True),
+)
+LAST_WORDS_S = 15.0
+"""How long a server that has broken its connections may take to be seen dead, with its reason."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(composed: DictConfig) -> float | None:
+    """Hydra's entry: one point of a sweep, or the only one. Returns the objective."""
+    try:
+        return conduct(configuration.from_hydra(composed), Console())
+    except (RequestError, OmegaConfBaseException) as error:
+        sys.exit(refuse(explain(error)))
+    except RunFailed as error:
+        sys.exit(error.exit_code)
+
+
+def conduct(config: Config, console: Console) -> float | None:
+    """Plan, check, measure. Raises RequestError before anything is started, RunFailed after."""
+    results.check_objective(config.objective)
+    machine = read_machine()
+    folder = Path(config.runs_dir) / (config.name or default_name(config))
+    with lease(len(dataclasses.fields(Ports))) as free:
+        plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
+        tracker.check(config.tracker)
+        display.banner(console, config, plan, machine, folder)
+        if config.dry_run:
+            for role, command in plan.commands():
+                told = f"\n# {role}\n{shell(command.env, command.argv)}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
+            return None
+        run = Run(folder)
+        with locks.held(run.lock, patience_s=LEFTOVERS_S):
+            processes.await_end(RUN_VARIABLE, str(folder.resolve()), LEFTOVERS_S)
+            finished = settle_folder(run, config, console, show=display.summary)
+            if finished is None:
+                create(run, config, plan, machine)
+                finished = execute(run, config, plan, console)
+    return results.objective(finished, config.objective)
+
+
+def default_name(config: Config) -> str:
+    layout = "" if config.vllm.mode == "off" else f"-tp{config.vllm.tp}dp{config.vllm.dp}"
+    return f"bench-{config.model.name}-{config.vllm.mode}{layout}-{configuration.identity(config)}"
+
+
+def execute(run: Run, config: Config, plan: BenchPlan, console: Console) -> Row:
+    """Start the children, wait for the end, write result.json. Raises RunFailed if the bench did not finish."""
+    failed: Row | None = None
+    seen: Row = {}
+    with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
+        try:
+            prepare(run, config, plan, progress, stop)
+            measure(run, config, plan, progress, stop, seen)
+        except Failure as failure:
+            failed = failure.row
+        except ServerError as error:
+            log = str(run.server_log) if run.server_log.is_file() else None
+            failed = {"class": error.failure_class, "message": str(error), "log": log}
+        except KeyboardInterrupt:
+            stop.hard = True
+    if stop.asked and not ended_by_itself(run):
+        console.print("stopped; the same command measures again", highlight=False)
+        raise RunFailed("stopped", exit_code=128 + stop.number)
+    result = outcome.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
+    store.write_json(run.result, result)
+    if failed:
+        terminal.failure(console, failed)
+        raise RunFailed(failed["message"])
+    display.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
+    return result
+
+
+def measure(run: Run, config: Config, plan: BenchPlan, progress: terminal.Progress, stop: Stop, seen: Row) -> None:
+    """The server if there is one, and the processes that measure, to their end. Raises what `conductor.train` does."""
+    started = time.monotonic()
+    with server_of(run, config, plan, stop, progress) as check_server:
+        if check_server is not None:
+            seen["startup_s"] = time.monotonic() - started
+        try:
+            train(run, config, plan, progress, stop, check_server)
+        except Failure as failure:
+            deadline = time.monotonic() + LAST_WORDS_S
+            # The client only saw a broken connection; the server's end says why.
+            while failure.row["class"] == "server_died" and check_server and time.monotonic() < deadline:
+                check_server()
+                time.sleep(0.5)
+            raise
+
+
+def main() -> None:
+    """Exit code 0: finished. 1: failed. 2: refused. 128 + signal: stopped."""
+    configuration.register(DEFAULTS)
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""`python -m grpo_lab.bench` with vLLM's CPU build: real engines, every one with work, tokens counted by both sides."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_lab import store
+from grpo_lab.plan import RUN_VARIABLE
+from grpo_lab.processes import carriers
+from grpo_lab.store import Run
+from tests.conftest import ROOT
+from tests.test_bench import argv, bench
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+ROOM = 2**30 // (4 * 2 * 2 * 32 * 4)
+"""Tokens in an engine's GiB of KV cache: layers, keys and values, heads, their size, float32."""
+SMALL = ["bench.prompts=8", "bench.num_generations=4", "bench.completion_len=8", "tracker=none", "bench.repeats=2"]
+
+
+def benched(folder: Path, *words: str) -> store.Row:
+    ended = bench(*SMALL, *words, f"runs_dir={folder.parent}", f"name={folder.name}", timeout_s=600)
+    run = Run(folder)
+    logs = [log.read_text(errors="replace")[-3000:] for log in (run.server_log, run.worker_log) if log.is_file()]
+    assert ended.returncode == 0, "\n".join([ended.stdout, ended.stderr, *logs])
+    result: store.Row = store.read_json(run.result)
+    return result
+
+
+def check_metrics(metrics: Any, *, engines: int, tokens: int) -> None:
+    """Of two measured rounds of `tokens` each."""
+    assert metrics["generated_tokens_per_s"]["n"] == 2
+    assert metrics["engines"]["n"] == engines
+    assert sum(metrics["engines"]["generated_tokens"].values()) == 2 * tokens
+    assert 0 < metrics["itl_s"]["median"] <= metrics["itl_s"]["p99"]
+    assert 0 < metrics["ttft_s"]["median"] <= metrics["ttft_s"]["p99"]
+    assert metrics["kv_cache_tokens"] == engines * ROOM
+    assert metrics["preemptions"] == 0
+    assert metrics["startup_s"] > 1
+
+
+def test_a_server_of_two_engines(runs: Path) -> None:
+    """Three loads after one start. Only completions of one prompt share a prefix, by whole blocks (128 on CPUs)."""
+    loads = ["bench.loads.alone={num_generations:1,prompt_len:300}", "bench.loads.shared={prompt_len:300}"]
+    loads += ["bench.loads.drawn={completion_len:[2,9],concurrency:3}"]
+    result = benched(runs / "server", "vllm=server", "vllm.dp=2", *loads)
+    alone, shared, drawn = (load["metrics"] for load in result["loads"])
+    check_metrics(alone, engines=2, tokens=8 * 8)
+    check_metrics(shared, engines=2, tokens=8 * 4 * 8)
+    assert drawn["engines"]["n"] == 2
+    assert alone["prefix_cache_hit_share"] == 0
+    assert shared["prefix_cache_hit_share"] > 0.2
+    assert alone["client_share"] < 1
+    rows = Run(runs / "server").rows()
+    assert [(row["load"], row["warmup"]) for row in rows[:4]] == [
+        ("alone", True),
+        ("alone", False),
+        ("alone", False),
+        ("shared", True),
+    ]
+    assert [row["itl_s_n"] for row in rows[:6]] == 3 * [8 * 7] + 3 * [8 * 4 * 7]
+    assert not carriers(RUN_VARIABLE, str(runs / "server"))
+
+
+def test_colocated_engines(runs: Path) -> None:
+    result = benched(runs / "colocated", "vllm=colocate", "vllm.dp=2", "bench.concurrency=5")
+    check_metrics(result["metrics"], engines=2, tokens=8 * 4 * 8)
+    assert result["metrics"]["engines"]["generated_tokens"] == {"0": 256, "1": 256}
+    assert (result["vllm_mode"], result["dp"], result["gpus"]) == ("colocate", 2, 0)
+
+
+def test_a_server_that_dies_fails_the_bench_with_its_class(runs: Path) -> None:
+    run = Run(runs / "dies")
+    words = (*SMALL, "vllm=server", "bench.repeats=100000", f"runs_dir={runs}", "name=dies")
+    with subprocess.Popen(
+        argv(words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 400
+            while not run.rows() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.2)
+            found = carriers(RUN_VARIABLE, str(run.folder))
+            engine = next(one for one in found if "EngineCore" in " ".join(one.cmdline()))
+            engine.send_signal(signal.SIGKILL)
+            shown, _ = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert process.returncode == 1, shown
+    assert store.read_json(run.result)["failure"]["class"] == "server_died"
+    assert "server" in store.read_json(run.result)["failure"]["message"]
+    assert not carriers(RUN_VARIABLE, str(run.folder))
