@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from grpo_lab.redaction import redact
+from grpo_lab.resolvers import pick, quotient
 from grpo_lab.sweep.naming import sweep_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -128,6 +129,25 @@ class EvaluateConfig:
 
 
 @dataclass
+class BenchConfig:
+    """What `python -m grpo_lab.bench` asks of the engines; no part of a training run."""
+
+    prompts: int = 64
+    num_generations: int = 8
+    """Completions of each prompt."""
+    prompt_len: Any = 512
+    """Tokens: a number, or [low, high] to draw from."""
+    completion_len: Any = 512
+    """Tokens: a number, or [low, high] to draw from."""
+    concurrency: int | None = None
+    """Requests at a time. Null: all at once."""
+    warmup: int = 1
+    repeats: int = 3
+    loads: dict[str, Any] = field(default_factory=dict)
+    """Name -> the keys above that differ; measured one after another after one start of the engines."""
+
+
+@dataclass
 class TimeoutsConfig:
     """Seconds after which a run that makes no progress is ended."""
 
@@ -182,6 +202,7 @@ class Config:
     """Passed to the algorithm's own config, `trl.GRPOConfig` in most cases, less what the plan owns."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     seed: int = 0
     gpus: Any = "auto"
@@ -217,6 +238,7 @@ _NOT_IDENTITY = (
     "sweep",
     "objective",
     "evaluate",
+    "bench",
 )
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 
@@ -229,6 +251,8 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
 
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("quotient", quotient, replace=True)
+    OmegaConf.register_new_resolver("pick", pick, replace=True)
     OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
 
 
