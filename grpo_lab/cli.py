@@ -76,7 +76,8 @@ def explain(error: BaseException) -> str:
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key}: a value is needed"
         if isinstance(link, OmegaConfBaseException) and link.full_key:
-            return f"{link.full_key}: {str(link).splitlines()[0]}"
+            said = str(link).splitlines()[0]
+            return f"{link.full_key}: {said.rpartition('raised while resolving interpolation: ')[2]}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override '{error.override}'; an override is key=value"
     return "\n".join(str(error).strip().splitlines()[:3])

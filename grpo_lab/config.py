@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from grpo_lab.redaction import redact
+from grpo_lab.resolvers import pick, quotient
 from grpo_lab.sweep.naming import sweep_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -262,10 +263,12 @@ def register(defaults: Config | None = None) -> None:
 
     prefix = f"{defaults.kind}-" if defaults else ""
 
-    def name_of_sweep(name: str | None, overrides: list[str]) -> str:
-        return name or prefix + sweep_name(name, overrides)
+    def name_of_sweep(name: str | None, overrides: list[str], axes: list[str] | None = None) -> str:
+        return name or prefix + sweep_name(name, overrides, axes)
 
     OmegaConf.register_new_resolver("sweep_name", name_of_sweep, replace=True)
+    OmegaConf.register_new_resolver("quotient", quotient, replace=True)
+    OmegaConf.register_new_resolver("pick", pick, replace=True)
     OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
 
 

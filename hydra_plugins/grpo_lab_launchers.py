@@ -81,14 +81,20 @@ class GridSweeper(BasicSweeper):
 
     They compose all points before they start any, so it is not done here too; they write sweep.json, so nothing is
     written for a sweep that is refused; and a failed point is raised after the last batch, not after its own.
+
+    And one for the sake of experiments: the command line beats an axis of `params`, in the axis's place, where Hydra
+    would refuse a choice that is made twice.
     """
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        self.overrides = self.split_arguments(overrides, self.max_batch_size)
+        axes = {axis.key_or_group: axis for axis in parser.parse_overrides(self._parse_config())}
+        asked = parser.parse_overrides(arguments)
+        axes |= {override.key_or_group: override for override in asked if override.key_or_group in axes}
+        others = [override for override in asked if override.key_or_group not in axes]
+        self.overrides = self.split_arguments([*axes.values(), *others], self.max_batch_size)
         returns: list[Sequence[JobReturn]] = []
         while not self.is_done():
             batch = self.get_job_batch()

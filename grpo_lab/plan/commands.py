@@ -39,6 +39,8 @@ def trl_arguments(
         "reward_weights": [float(reward.get("weight", 1.0)) for reward in config.rewards.values()],
         "use_vllm": vllm.mode != "off",
     }
+    if passed.get("save_steps") == 0:
+        owned["save_strategy"] = "no"  # else transformers saves at the end, whatever save_steps is
     if vllm.mode == "colocate":
         owned |= {
             "vllm_mode": "colocate",

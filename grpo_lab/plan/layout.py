@@ -77,7 +77,8 @@ def _on_one(config: Config, gpus: tuple[str, ...], host: Host) -> Roles:
         if not ours:
             raise RequestError(f"trainer_gpus={wanted}: there are {len(gpus)} GPUs")
         need = f"{engines} for the server (tp x dp), {wanted or 'at least 1'} for the trainer"
-        raise RequestError(f"{need}: there are {len(gpus)} GPUs, and the two must not share one")
+        have = f"there are {len(gpus)} GPUs, and the two must not share one"
+        raise RequestError(f"{need}: {have}; vllm=colocate needs none of its own")
     trainer = gpus[: wanted or left]
     server = gpus[len(trainer) : len(trainer) + engines] if ours else ()
     return Roles(len(trainer), (host,), trainer, (host,) if ours else (), server)

@@ -57,7 +57,7 @@ def launch(
     if ours:
         direction = str(OmegaConf.select(master, "hydra.sweeper.direction")).rpartition(".")[2]
         check_direction(direction, ours.objective)
-        fixed = fixed_overrides(master.hydra.overrides.task)
+        fixed = fixed_overrides(master.hydra.overrides.task, master.hydra.sweeper.get("params"))
         frozen = points.freeze(composer, job_overrides, first, fixed, sweep, backend)
         check(frozen, ours.sweep, searching=searching)
     else:
@@ -133,7 +133,8 @@ def _carry_out(
     sweep.jobs.mkdir(exist_ok=True)
     if ours:
         command = redact_text(shlex.join(["python", "-m", _module(), *sys.argv[1:]]))
-        points.write([track.point for track in tracks], sweep, command)
+        experiment = HydraConfig.get().runtime.choices.get("experiment")
+        points.write([track.point for track in tracks], sweep, command, experiment)
         settle(tracks, ours.sweep, console)
     stopped = Course(tracks, sweep, backend, settings, pack, board.Board(console)).run()
     board.summary(console, tracks, sweep.folder)

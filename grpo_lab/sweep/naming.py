@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -14,14 +14,16 @@ LONGEST = 120
 _ASIDE = ("launcher", "sweep", "tracker", "timeouts", "runs_dir", "name", "resume", "dry_run", "objective")
 
 
-def sweep_name(name: str | None, overrides: Sequence[str]) -> str:
+def sweep_name(name: str | None, overrides: Sequence[str], axes: Collection[str] | None = None) -> str:
     """Folder of a sweep: what the user called it, or else what is swept, and a hash of what is not.
 
-    Values that are swept do not count: a sweep over more seeds is the same sweep, with more points.
+    Values that are swept do not count: a sweep over more seeds is the same sweep, with more points. `axes`: keys that
+    an experiment sweeps by itself (`hydra.sweeper.params`); one value of such a key is the same sweep with fewer.
     """
     if name:
         return name
     parsed = [override for override in _parse(overrides) if override.key_or_group.partition(".")[0] not in _ASIDE]
+    parsed = [override for override in parsed if override.key_or_group not in (axes or ())]
     swept = sorted(override.key_or_group for override in parsed if override.is_sweep_override())
     fixed = sorted(plain(override) for override in parsed if not override.is_sweep_override())
     digest = hashlib.sha256("\n".join([*swept, "", *fixed]).encode()).hexdigest()[:6]
@@ -29,9 +31,13 @@ def sweep_name(name: str | None, overrides: Sequence[str]) -> str:
     return f"{label([experiment or ','.join(swept) or 'sweep'])}-{digest}"
 
 
-def fixed_overrides(overrides: Sequence[str]) -> set[str]:
-    """Those of a multirun's command line that are the same for every point, as Hydra's sweepers write them."""
-    return {plain(override) for override in _parse(overrides) if not override.is_sweep_override()}
+def fixed_overrides(overrides: Sequence[str], axes: Collection[str] | None = None) -> set[str]:
+    """Those of a multirun's command line that are the same for every point, as Hydra's sweepers write them.
+
+    Not those of `axes`, keys that an experiment sweeps by itself: points are named after them whatever their values.
+    """
+    parsed = [override for override in _parse(overrides) if override.key_or_group not in (axes or ())]
+    return {plain(override) for override in parsed if not override.is_sweep_override()}
 
 
 def plain(override: Override) -> str:

@@ -135,13 +135,14 @@ def frozen(sweep: Sweep) -> list[Row]:
     return list((store.read_json(sweep.points) or {}).get("points", ()))
 
 
-def write(points: Sequence[Point], sweep: Sweep, command: str) -> None:
-    """Write sweep.json; points of earlier calls that are not among these stay in it."""
+def write(points: Sequence[Point], sweep: Sweep, command: str, experiment: str | None = None) -> None:
+    """Write sweep.json; points of earlier calls that are not among these stay in it. `experiment`: `experiment=`'s."""
     rows = {row["name"]: row for row in frozen(sweep)}
     rows |= {point.name: _row(point) for point in points}
     before = store.read_json(sweep.points) or {}
     run_id = before.get("run_id") or f"sweep-{os.urandom(4).hex()}"
-    store.write_json(sweep.points, {"command": command, "run_id": run_id, "points": list(rows.values())})
+    head = {"command": command, "experiment": experiment, "run_id": run_id}
+    store.write_json(sweep.points, {**head, "points": list(rows.values())})
 
 
 def _row(point: Point) -> Row:
