@@ -226,7 +226,8 @@ class Config:
     objective: str = "accuracy_after"
     """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
     fit: str = "refuse"
-    """What cannot fit into the GPUs' memory: `refuse` where that is certain and warn where it is close, `warn`, `off`."""
+    """What cannot fit into the GPUs' memory: `refuse` where it is certain, with a warning where it is close; `warn`;
+    `off`."""
     hardware: str = "auto"
     """Of `python -m grpo_lab.plan`: this machine, or for example h100-8, or h100-8x16 for sixteen of those."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)

@@ -10,7 +10,7 @@ from grpo_lab.config import Config, DistributedConfig
 from grpo_lab.errors import RequestError
 from grpo_lab.fit import memory, speed, verdict
 from grpo_lab.fit.calibration import Calibration
-from grpo_lab.fit.hardware import Cluster
+from grpo_lab.fit.hardware import Card, Cluster
 from grpo_lab.fit.parts import Layout, Phases
 from grpo_lab.fit.verdict import FITS, NO, REFUSED, TIGHT, Verdict
 from grpo_lab.fit.workload import Workload, workload
@@ -48,7 +48,11 @@ class Judged:
 
 
 def judged(config: Config, cluster: Cluster, calibration: Calibration) -> list[Judged]:
-    """All layouts: those that run by predicted speed, then the others. Raises RequestError where nothing is predicted."""
+    """All layouts: those that run by predicted speed, then the others.
+
+    Raises:
+        RequestError: for a model of which nothing can be predicted.
+    """
     work = workload(config)
     room = replace(cluster, per_node=len(allowed_gpus(config, cluster.as_machine())))
     found = [_judge(bare, one, left, work, room, calibration) for bare, one, left in candidates(config, room)]
@@ -131,6 +135,7 @@ def _timed(one: Judged, work: Workload, cluster: Cluster, calibration: Calibrati
         return replace(one, verdict=Verdict(NO, str(error), one.verdict.needs))
     return replace(
         one,
+        note=" ".join(text for text in (one.note, _waves(work, layout, card)) if text),
         phases=phases,
         tokens_per_s_per_gpu=tokens / phases.step / layout.gpus,
         generated_tokens_per_s=tokens / phases.generate,
@@ -138,9 +143,17 @@ def _timed(one: Judged, work: Workload, cluster: Cluster, calibration: Calibrati
     )
 
 
-def _settled(
-    bare: Layout, config: Config, work: Workload, cluster: Cluster
-) -> tuple[Config, Layout, Workload]:
+def _waves(work: Workload, layout: Layout, card: Card) -> str:
+    """Where an engine cannot take all of its completions at once, and so reads its weights more often."""
+    if layout.mode == "off":
+        return ""
+    own, room = work.completions / layout.dp, memory.engine(work, layout, card).sequences
+    most = min(room, memory.most_sequences(work, layout, card))
+    limit = "its KV cache holds" if room <= most else "max_num_seqs is"
+    return f"({limit} {most:.0f} of {own:.0f} completions of an engine)" if most < own else ""
+
+
+def _settled(bare: Layout, config: Config, work: Workload, cluster: Cluster) -> tuple[Config, Layout, Workload]:
     """What would run: with a pass and a context that fit, where the asked ones do not and it changes no result.
 
     Raises:

@@ -51,13 +51,18 @@ def trainer(work: Workload, layout: Layout) -> Need:
 
 
 def _states(work: Workload, layout: Layout) -> dict[str, float]:
-    """Weights, gradients and AdamW's two moments (ZeRO, arXiv:1910.02054, section 3.1: 2 + 2 + 12 bytes a parameter with
-    bf16 weights and float32 masters; under DDP torch's AdamW keeps its moments in the weights' own type)."""
+    """Weights, gradients and AdamW's two moments (ZeRO, arXiv:1910.02054, section 3.1: 2 + 2 + 12 bytes a parameter
+    with bf16 weights and float32 masters; under DDP torch's AdamW keeps its moments in the weights' own type)."""
     total, trained, n = work.parameters, work.trainable, layout.trainer
     several, accumulates = n > 1, layout.accumulation * work.iterations > 1
     base = _base_bytes(work)
     if layout.kind == "zero2":
-        state = {"weights": 2.0 * total, "gradients": 2.0 * trained / n, "optimizer": 12.0 * trained / n, "buffers": LIVE}
+        state = {
+            "weights": 2.0 * total,
+            "gradients": 2.0 * trained / n,
+            "optimizer": 12.0 * trained / n,
+            "buffers": LIVE,
+        }
     elif layout.kind == "zero3":
         state = {"weights": 2.0 * total / n, "gradients": 2.0 * trained / n, "optimizer": 12.0 * trained / n}
         state["buffers"] = min(LIVE, 2.0 * total) + (2.0 * total if layout.mode == "off" else 0.0)
@@ -105,8 +110,8 @@ def _gathered(work: Workload) -> float:
 def activations(work: Workload, sequences: int, *, wide: bool) -> float:
     """What the backward pass needs of one pass (after arXiv:2205.05198, section 4, for SwiGLU and fused attention).
 
-    With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all. `wide`: the
-    stream is float32, as autocast leaves it with float32 weights; sharded trainers compute with bf16 copies.
+    With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all. `wide`:
+    the stream is float32, as autocast leaves it with float32 weights; sharded trainers compute with bf16 copies.
     """
     shape, tokens = work.shape, sequences * work.length
     stream, mlp = 4 if wide else 2, shape.mlp * max(1, shape.experts_per_token)
@@ -127,8 +132,8 @@ def logits(work: Workload, sequences: int) -> float:
 
 
 def _own_cache(work: Workload, layout: Layout) -> float:
-    """transformers' cache for all completions of a process at once, twice: it grows by concatenation; and float32 logits
-    of one position. Its blocks are of no use to the training pass, so they come on top of it."""
+    """transformers' cache for all completions of a process at once, twice: it grows by concatenation; and float32
+    logits of one position. Its blocks are of no use to the training pass, so they come on top of it."""
     own = work.completions / layout.trainer
     return own * (2 * work.length * kv_bytes(work) + 3 * 4.0 * work.shape.vocab)
 
@@ -159,7 +164,12 @@ class Engine:
     @property
     def parts(self) -> dict[str, float]:
         cache = {"KV cache": max(self.pool, 0.0)}
-        return {"weights": self.weights, "vLLM's activations": self.profiled, **cache, "CUDA graphs, buffers": self.beside}
+        return {
+            "weights": self.weights,
+            "vLLM's activations": self.profiled,
+            **cache,
+            "CUDA graphs, buffers": self.beside,
+        }
 
 
 def engine(work: Workload, layout: Layout, card: Card) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -70,7 +71,7 @@ class Phases:
 
     @property
     def step(self) -> float:
-        return sum(asdict(self).values())
+        return math.fsum(asdict(self).values())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ host needs between, plus communication; nothing is taken to overlap beyond that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from grpo_lab.fit import memory
@@ -59,7 +60,9 @@ def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> P
     """
     if layout.trainer == 0:
         return Phases(generation(work, layout, card, known), 0.0, 0.0, 0.0, 0.0)
-    generate = own_generation(work, layout, card, known) if layout.mode == "off" else generation(work, layout, card, known)
+    generate = (
+        own_generation(work, layout, card, known) if layout.mode == "off" else generation(work, layout, card, known)
+    )
     return Phases(
         generate=generate,
         sync=0.0 if layout.mode == "off" else sync(work, layout, card, known),
@@ -70,8 +73,8 @@ def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> P
 
 
 def generation(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
-    """vLLM: prefill of the prompts (those of one group are cached), then decoding in waves of as many sequences as the KV
-    cache and max_num_seqs hold (continuous batching: a wave need not be whole)."""
+    """vLLM: prefill of the prompts (those of one group are cached), then decoding in waves of as many sequences as the
+    KV cache and max_num_seqs hold (continuous batching: a wave need not be whole)."""
     own = work.completions / layout.dp
     room = memory.engine(work, layout, card).sequences
     together = min(own, room, memory.most_sequences(work, layout, card))
@@ -83,16 +86,17 @@ def generation(work: Workload, layout: Layout, card: Card, known: Coefficients) 
 
 
 def decode_step(work: Workload, layout: Layout, card: Card, known: Coefficients, sequences: float) -> float:
-    """One token for each of the sequences: weights once, the KV cache of all (Pope et al., arXiv:2211.05102, section 2),
-    two all-reduces a layer over tp GPUs (Megatron-LM, arXiv:1909.08053)."""
+    """One token for each of the sequences: weights once, the KV cache of all (Pope et al., arXiv:2211.05102, section
+    2), two all-reduces a layer over tp GPUs (Megatron-LM, arXiv:1909.08053)."""
     tp, shape, bandwidth = layout.tp, work.shape, card.bandwidth * known.bandwidth
     product = 2 * work.active * sequences / (tp * card.flops * known.decode_matrix)
     linear = max(read_weights(work, sequences) / tp / bandwidth, product)
     cache = sequences * (work.prompt + work.completion / 2) * memory.kv_bytes(work, tp) / bandwidth
-    host = {"server": (known.server_step_s, known.server_sequence_s)}.get(layout.mode, (known.step_s, known.sequence_s))
+    served = layout.mode == "server"
+    step_s, each_s = (known.server_step_s, known.server_sequence_s) if served else (known.step_s, known.sequence_s)
     reduced = 2 * (tp - 1) / tp * sequences * shape.hidden * 2 / (card.link * known.link)
     reduce = 2 * shape.layers * (known.allreduce_s + reduced) if tp > 1 else 0.0
-    return linear + cache + reduce + host[0] + host[1] * sequences
+    return linear + cache + reduce + step_s + each_s * sequences
 
 
 def read_weights(work: Workload, sequences: float) -> float:
@@ -102,7 +106,7 @@ def read_weights(work: Workload, sequences: float) -> float:
     embedding = 0 if shape.tied else shape.vocab * shape.hidden
     if not shape.experts:
         return 2.0 * (work.parameters - embedding)
-    idle = (1 - shape.experts_per_token / shape.experts) ** sequences
+    idle = math.pow(1 - shape.experts_per_token / shape.experts, sequences)
     experts = 3 * shape.layers * shape.experts * shape.hidden * shape.mlp
     return 2.0 * (work.parameters - embedding - experts * idle)
 
@@ -130,8 +134,8 @@ def sync(work: Workload, layout: Layout, card: Card, known: Coefficients) -> flo
 
 def forward(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
     """All completions of a process once: 2 FLOPs a parameter and token (Kaplan et al., arXiv:2001.08361, section 2.1),
-    attention's 4 x heads x head size a layer and pair of tokens, half of them masked; and the traffic of what is no matrix
-    product, which weighs more the smaller the model."""
+    attention's 4 x heads x head size a layer and pair of tokens, half of them masked; and the traffic of what is no
+    matrix product, which weighs more the smaller the model."""
     shape, tokens = work.shape, work.completions / layout.trainer * work.length
     attention = 2 * shape.layers * shape.heads * shape.head_dim * work.length
     traffic = shape.layers * shape.hidden * 2 * known.activation_passes
@@ -150,8 +154,8 @@ def logprobs(work: Workload, layout: Layout, card: Card, known: Coefficients) ->
 
 def training(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
     """Forward, backward of twice its work, forward again with checkpointing; gradients over a ring (2 (n-1)/n of their
-    bytes, Patarasuk and Yuan 2009), under fsdp2 and zero3 weights gathered for forward and backward of every pass; AdamW
-    reads and writes weights and two moments."""
+    bytes, Patarasuk and Yuan 2009), under fsdp2 and zero3 weights gathered for forward and backward of every pass;
+    AdamW reads and writes weights and two moments."""
     passes = 4 if work.checkpointing else 3
     compute = work.iterations * passes * forward(work, layout, card, known)
     return compute + _reduction(work, layout, card, known) + _optimizer(work, layout, card, known)
@@ -166,7 +170,9 @@ def _reduction(work: Workload, layout: Layout, card: Card, known: Coefficients) 
     if layout.kind in ("ddp", "zero2"):
         return ring
     times = work.iterations * layout.accumulation
-    return ring / 2 * (layout.accumulation if layout.kind == "zero3" else 1) + 2 * times * gather(work, layout, card, known)
+    return ring / 2 * (layout.accumulation if layout.kind == "zero3" else 1) + 2 * times * gather(
+        work, layout, card, known
+    )
 
 
 def gather(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:

@@ -47,8 +47,8 @@ def _heading(config: Config, cluster: Cluster) -> str:
     work, card = workload(config), cluster.card
     machines = f" in each of {cluster.nodes} machines" if cluster.nodes > 1 else ""
     return (
-        f"{config.model.name} on {cluster.per_node} {card.name} ({card.memory / GIB:.1f} GiB){machines}: {work.completions}"
-        f" completions a step of {work.completion} tokens (all taken to be that long), prompts of {work.prompt}\n"
+        f"{config.model.name} on {cluster.per_node} {card.name} ({card.memory / GIB:.1f} GiB){machines}:"
+        f" {work.completions} completions a step of {work.completion} tokens (all taken to be that long), prompts of {work.prompt}\n"
         f"predicted, not measured; ± holds 19 of 20 times, ? where this card or mode was never measured"
     )
 
@@ -129,9 +129,7 @@ def as_csv(found: Sequence[Judged], cluster: Cluster) -> str:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in row.items() if key not in ("time_s", "memory_gib")}
     times = {f"{phase}_s": (row["time_s"] or {}).get(phase) for phase in PHASES}
-    parts = {
-        f"gib {role}: {part}": size for role, parts in row["memory_gib"].items() for part, size in parts.items()
-    }
+    parts = {f"gib {role}: {part}": size for role, parts in row["memory_gib"].items() for part, size in parts.items()}
     return {**plain, **times, **parts}
 
 
@@ -143,7 +141,9 @@ def errors(found: Calibration) -> str:
         said = "" if left_out is None else f"{left_out:+.1%}"
         names = f"{point['name']} | {point['model']} | {point['layout']}"
         lines.append(f"| {names} | {point['error']:+.1%} | {said} |")
-    blind = [abs(one["error_without_this_model"]) for one in found.points if one["error_without_this_model"] is not None]
+    blind = [
+        abs(one["error_without_this_model"]) for one in found.points if one["error_without_this_model"] is not None
+    ]
     if blind:
         summary = f"median {statistics.median(blind):.1%}, largest {max(blind):.1%}"
         lines += ["", f"{len(blind)} predictions for a model that the fit did not see: {summary}"]

@@ -26,10 +26,13 @@ class Verdict:
     needs: Mapping[str, Need]
 
 
-def judge(work: Workload, layout: Layout, card: Card) -> Verdict:
+def judge(work: Workload, layout: Layout, card: Card, *, own_server: bool = True) -> Verdict:
+    """`own_server`: false where somebody else's server generates (`vllm.url`), of which nothing is known."""
     needs = memory.fullest(work, layout, card)
+    if not own_server:
+        needs.pop("server", None)
     found = [_role(role, need, work, layout, card) for role, need in needs.items()]
-    if layout.mode != "off":
+    if layout.mode != "off" and own_server:
         found.append(_cache(work, layout, card))
     kind, reason = max(found, key=lambda one: (FITS, TIGHT, NO).index(one[0]))
     return Verdict(kind, reason, needs)
@@ -67,8 +70,8 @@ def _cache(work: Workload, layout: Layout, card: Card) -> tuple[str, str]:
         return FITS, ""
     share = f"vLLM's share of {engine.share / GIB:.1f} GiB"
     if engine.pool + spread <= 0:
-        said = f"{share} does not hold its weights ({engine.weights / GIB:.1f}) and activations ({engine.profiled / GIB:.1f})"
-        return NO, f"{said}; more vllm.tp or vllm.gpu_memory_utilization"
+        inside = f"its weights ({engine.weights / GIB:.1f}) and activations ({engine.profiled / GIB:.1f})"
+        return NO, f"{share} does not hold {inside}; more vllm.tp or vllm.gpu_memory_utilization"
     tokens = math.floor(max(engine.pool, 0.0) / one)
     said = f"not enough KV cache for one sequence of {work.served_length} tokens: {share} leaves room for {tokens}"
     if engine.pool + spread < one * work.served_length:

@@ -45,7 +45,9 @@ def answer(config: Config) -> str:
     found = judged(config, hardware, known)
     if asked.format == "json":
         return table.as_json(found, hardware)
-    return table.as_csv(found, hardware) if asked.format == "csv" else table.table(found, config, hardware, top=asked.top)
+    return (
+        table.as_csv(found, hardware) if asked.format == "csv" else table.table(found, config, hardware, top=asked.top)
+    )
 
 
 def calibrate(arguments: list[str]) -> int:

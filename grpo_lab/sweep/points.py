@@ -14,6 +14,8 @@ from grpo_lab import config as configuration
 from grpo_lab import results, store
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
+from grpo_lab.fit.check import check as check_fit
+from grpo_lab.fit.choice import settled
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Ports, make_plan
 from grpo_lab.preflight import check_targets
@@ -114,7 +116,9 @@ def need_of(config: Config, machine: Machine, folder: Path) -> Need:
     if share is not None and not 1 <= share <= have:
         raise RequestError(f"launcher.gpus_per_job={share}: this machine has {have} GPUs")
     seen = dataclasses.replace(machine, gpus=machine.gpus[:share])
+    config = settled(config, seen, say=lambda text: None)
     plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))
+    check_fit(config, plan, seen)
     check_targets(config)
     pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(config.gpus, list) else ()
     each = plan.gpus_per_node
