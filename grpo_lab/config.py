@@ -192,6 +192,31 @@ class SweepConfig:
 
 
 @dataclass
+class LayoutConfig:
+    """`layout=auto`: vllm.mode, tp, dp, trainer_gpus and sharding are chosen for this machine."""
+
+    choose: str = "manual"
+    measure: int = 0
+    """So many of the layouts that are predicted to be fastest are timed briefly, and the fastest is kept."""
+
+
+@dataclass
+class PredictionConfig:
+    """What `python -m grpo_lab.plan` assumes and shows; no part of a run."""
+
+    format: str = "table"
+    """table, json or csv."""
+    top: int = 12
+    """Layouts that the table shows; json and csv have all."""
+    generation: bool = False
+    """A server on all GPUs and no training, as `python -m grpo_lab.bench` runs it."""
+    prompt_tokens: int | None = None
+    """Mean of the prompts. Null: data.max_prompt_tokens, else 256; prompts are not read for a prediction."""
+    calibration: str | None = None
+    """A file that `python -m grpo_lab.plan calibrate` wrote. Null: the one that is shipped."""
+
+
+@dataclass
 class Config:
     kind: str = "train"
     """`train` or `bench`; set by the command."""
@@ -228,6 +253,13 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     objective: str = "accuracy_after"
     """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
+    fit: str = "refuse"
+    """What cannot fit into the GPUs' memory: `refuse` where it is certain, with a warning where it is close; `warn`;
+    `off`."""
+    hardware: str = "auto"
+    """Of `python -m grpo_lab.plan`: this machine, or for example h100-8, or h100-8x16 for sixteen of those."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    plan: PredictionConfig = field(default_factory=PredictionConfig)
     warmup_steps: int = 2
     """First steps that every timing leaves out."""
     dry_run: bool = False
@@ -247,6 +279,10 @@ _NOT_IDENTITY = (
     "evaluate",
     "bench",
     "kind",
+    "fit",
+    "hardware",
+    "layout",
+    "plan",
 )
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""

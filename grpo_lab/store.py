@@ -16,6 +16,8 @@ Row = dict[str, Any]
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _EVALUATIONS = "evaluations"
+TRIALS = ".trials"
+"""Below the runs: short runs that `layout=auto` times to choose by, which are no results of anybody's."""
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,14 @@ def read_json(path: Path) -> Any:
 def load(folder: Path) -> list[Row]:
     """Every run at or below a folder as one row: its result, its metrics at the same level, its `env`.
 
-    Runs below that were set aside are left out, and evaluations are no runs.
+    Runs below that were set aside are left out, evaluations are no runs, and trials of layouts no results.
     """
     found = sorted(Path(folder).rglob("result.json"))
     return [_flat(Run(path.parent)) for path in found if _is_run(path.relative_to(folder))]
 
 
 def _is_run(path: Path) -> bool:
-    return _EVALUATIONS not in path.parts and not any(_SET_ASIDE.search(part) for part in path.parts)
+    return not {_EVALUATIONS, TRIALS} & set(path.parts) and not any(_SET_ASIDE.search(part) for part in path.parts)
 
 
 def _flat(run: Run) -> Row:

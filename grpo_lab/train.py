@@ -25,6 +25,8 @@ from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import RequestError
+from grpo_lab.fit.check import check as check_fit
+from grpo_lab.fit.choice import settled
 from grpo_lab.hosts import read_hosts
 from grpo_lab.machine import Machine, describe, read_machine
 from grpo_lab.plan import RUN_VARIABLE, Plan, Ports, make_plan, shell
@@ -56,15 +58,21 @@ def app(composed: DictConfig) -> float | None:
 def conduct(config: Config, console: Console) -> float | None:
     """Plan, check, run; returns the objective. Raises RequestError before anything is started, RunFailed after."""
     results.check_objective(config.objective)
+
+    def note(text: str) -> None:
+        console.print(f"  {'note':<9}{text}", highlight=False, markup=False, soft_wrap=True)
+
     machine = dataclasses.replace(read_machine(), hosts=read_hosts(config))
+    config = settled(config, machine, say=note, trial=None if config.dry_run else lambda one: attempt(one, console))
     folder = Path(config.runs_dir) / (config.name or default_name(config))
     with lease(len(dataclasses.fields(Ports))) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
+        warnings = check_fit(config, plan, machine)
         check_targets(config)
         tracker.check(config.tracker)
         terminal.banner(console, config, plan, machine, folder)
-        for note in plan.notes:
-            console.print(f"  {'note':<9}{note}", highlight=False, markup=False, soft_wrap=True)
+        for text in (*plan.notes, *warnings):
+            note(text)
         if config.dry_run:
             show_commands(console, plan)
             return None
@@ -77,6 +85,16 @@ def conduct(config: Config, console: Console) -> float | None:
                 create(run, config, plan, machine)
                 finished = execute(run, config, plan, console)
     return results.objective(finished, config.objective)
+
+
+def attempt(config: Config, console: Console) -> float | None:
+    """Run a trial of a layout; None where it failed. Raises RunFailed if it was stopped."""
+    try:
+        return conduct(config, console)
+    except RunFailed as failure:
+        if failure.exit_code > 128:
+            raise
+        return None
 
 
 def default_name(config: Config) -> str:

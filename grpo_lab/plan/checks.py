@@ -99,7 +99,7 @@ def check_upstream(config: Config, machine: Machine) -> None:
     upstream.check_options("grpo", passed_on(config), *upstream.ALGORITHMS[config.algorithm.kind])
     if config.peft.kind != "none":
         upstream.check_options("peft.options", config.peft.options, *upstream.LORA)
-    if config.vllm.mode != "off" and "vllm" in machine.versions:
+    if config.vllm.mode != "off" and config.vllm.engine and "vllm" in machine.versions:
         upstream.check_options("vllm.engine", config.vllm.engine, *upstream.ENGINE)
         owned = {**ENGINE_OWNED, **dict.fromkeys(SPREAD, "vllm.dp= and nodes=")}
         for key in owned.keys() & config.vllm.engine.keys():

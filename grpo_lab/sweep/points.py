@@ -16,6 +16,8 @@ from grpo_lab.benching.planning import BenchPlan
 from grpo_lab.benching.planning import make_plan as plan_bench
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
+from grpo_lab.fit.check import check as check_fit
+from grpo_lab.fit.choice import settled
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan, Ports, make_plan
 from grpo_lab.preflight import check_targets
@@ -120,7 +122,9 @@ def need_of(config: Config, machine: Machine, folder: Path) -> Need:
     if config.kind == "bench":
         plan = plan_bench(config, seen, folder=folder, ports=Ports(0, 0, 0))
     else:
+        config = settled(config, seen, say=lambda text: None)
         plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))
+        check_fit(config, plan, seen)
         check_targets(config)
     pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(config.gpus, list) else ()
     each = plan.gpus_per_node

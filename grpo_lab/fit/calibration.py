@@ -1,0 +1,157 @@
+"""Coefficients from measurements, and how far predictions with them were off.
+
+A fit is a regularised least squares on logarithms: of measured phases, each weighted by its share of the step, and of
+the coefficients, which stay near their defaults unless measurements pull. So a handful of points gives a usable answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from grpo_lab import store
+from grpo_lab.errors import RequestError
+from grpo_lab.fit import speed
+from grpo_lab.fit.hardware import Card
+from grpo_lab.fit.parts import Layout
+from grpo_lab.fit.speed import Coefficients
+from grpo_lab.fit.workload import Workload
+
+SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "calibration.json"
+NOISE, PRIOR = 0.1, 0.5
+"""Standard deviations, as logarithms: of a measured phase, and of a coefficient around its default."""
+ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run, or one load of a benchmark."""
+
+    name: str
+    model: str
+    work: Workload
+    layout: Layout
+    card: Card
+    seconds: Mapping[str, float]
+    """Phase -> median of a step; of a benchmark only `generate`."""
+    source: str = ""
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    """Role -> GiB."""
+
+    def predicted(self, known: Coefficients) -> dict[str, float]:
+        """The same phases."""
+        if set(self.seconds) == {"generate"} and self.layout.mode != "off":
+            return {"generate": speed.generation(self.work, self.layout, self.card, known)}
+        found = asdict(speed.phases(self.work, self.layout, self.card, known))
+        return {phase: found[phase] for phase in self.seconds}
+
+    def error(self, known: Coefficients) -> float:
+        """Of the predicted tokens a second, relative to the measured."""
+        return sum(self.seconds.values()) / sum(self.predicted(known).values()) - 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    coefficients: Coefficients = field(default_factory=Coefficients)
+    spread: float | None = None
+    """Half width of the 95% band of predicted rates, as a logarithm; None: not known."""
+    covered: tuple[tuple[str, str], ...] = ()
+    """Pairs of card and mode that were measured."""
+    points: tuple[Mapping[str, Any], ...] = ()
+
+    def band(self, card: str, mode: str) -> float | None:
+        if self.spread is None or (card, mode) not in self.covered:
+            return None
+        return math.exp(self.spread) - 1
+
+
+def calibrate(measurements: Sequence[Measurement]) -> Calibration:
+    """Raises RequestError without measurements."""
+    if not measurements:
+        raise RequestError("no finished measurement to calibrate with")
+    known, left_out = fit(measurements), leave_one_out(measurements)
+    return Calibration(
+        known,
+        _spread(list(left_out.values())) if left_out else None,
+        tuple(sorted({(one.card.name, one.layout.mode) for one in measurements})),
+        tuple(
+            {
+                "name": one.name,
+                "model": one.model,
+                "card": one.card.name,
+                "layout": str(one.layout),
+                "source": one.source,
+                "error": round(one.error(known), 4),
+                "error_without_this_model": round(left_out[one.name], 4) if one.name in left_out else None,
+            }
+            for one in measurements
+        ),
+    )
+
+
+def _spread(errors: Sequence[float]) -> float:
+    """Of predictions for a model that was not measured, twice their root mean square."""
+    return 2 * math.sqrt(math.fsum(math.log1p(error) ** 2 for error in errors) / len(errors))
+
+
+def leave_one_out(measurements: Sequence[Measurement]) -> dict[str, float]:
+    """Name -> relative error of the predicted tokens a second where the fit saw nothing of that model. Empty if all are
+    of one model."""
+    models = {one.model for one in measurements}
+    errors: dict[str, float] = {}
+    for model in models if len(models) > 1 else ():
+        known = fit([one for one in measurements if one.model != model])
+        errors |= {one.name: one.error(known) for one in measurements if one.model == model}
+    return errors
+
+
+def fit(measurements: Sequence[Measurement], start: Coefficients | None = None) -> Coefficients:
+    """Gauss-Newton on logarithms, each step halved until it helps."""
+    import numpy as np
+
+    start = start or Coefficients()
+    names = [one.name for one in fields(Coefficients)]
+    origin = np.log([getattr(start, name) for name in names])
+
+    def residuals(place: Any) -> Any:
+        known = Coefficients(**dict(zip(names, np.exp(place).tolist(), strict=True)))
+        return np.array([*_residuals(measurements, known), *((place - origin) / PRIOR)])
+
+    place, now = origin.copy(), residuals(origin)
+    for _ in range(ROUNDS):
+        slopes = np.array([(residuals(place + 1e-4 * axis) - now) / 1e-4 for axis in np.eye(len(names))]).T
+        step = np.linalg.lstsq(slopes, -now, rcond=None)[0]
+        while (then := residuals(place + step)) @ then > now @ now and np.abs(step).max() > 1e-6:
+            step = step / 2
+        if np.abs(step).max() <= 1e-6:
+            break
+        place, now = place + step, then
+    return Coefficients(**{name: float(value) for name, value in zip(names, np.exp(place), strict=True)})
+
+
+def _residuals(measurements: Sequence[Measurement], known: Coefficients) -> list[float]:
+    found = []
+    for one in measurements:
+        predicted, whole = one.predicted(known), sum(one.seconds.values())
+        for phase, seconds in one.seconds.items():
+            if seconds > 0 and predicted[phase] > 0:
+                found.append(math.sqrt(seconds / whole) * math.log(predicted[phase] / seconds) / NOISE)
+    return found
+
+
+def load(path: Path | None = None) -> Calibration:
+    """Raises RequestError for a file that is not there."""
+    row = store.read_json(path or SHIPPED)
+    if row is None:
+        raise RequestError(f"plan.calibration={path}: no such file; python -m grpo_lab.plan calibrate writes one")
+    covered = tuple((str(card), str(mode)) for card, mode in row["covered"])
+    return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, tuple(row["points"]))
+
+
+def save(found: Calibration, path: Path) -> None:
+    row = asdict(found)
+    row["coefficients"] = {name: float(f"{value:.5g}") for name, value in row["coefficients"].items()}
+    store.write_json(path, row)

@@ -1,0 +1,151 @@
+"""Measurements from what runs leave: result.json of `train` and `bench`, and the tables that `report` makes of them."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from grpo_lab import config as configuration
+from grpo_lab import store
+from grpo_lab.config import CONF, Config
+from grpo_lab.errors import RequestError
+from grpo_lab.fit.calibration import Measurement
+from grpo_lab.fit.hardware import Card, Cluster, card_of, presets
+from grpo_lab.fit.parts import Layout
+from grpo_lab.fit.workload import prompt_tokens, workload
+from grpo_lab.machine import Gpu
+from grpo_lab.plan import Ports, make_plan
+from grpo_lab.store import Row, Run
+
+PHASES = ("generate", "sync", "logprobs", "train", "other")
+
+
+def read(paths: Iterable[Path]) -> list[Measurement]:
+    """Of folders with runs below them, and of CSV files; only what finished, on a card that is known.
+
+    Raises:
+        RequestError: for a path that is neither.
+    """
+    found: list[Measurement] = []
+    for path in paths:
+        if path.is_dir():
+            found += [one for file in sorted(path.rglob("result.json")) for one in from_run(Run(file.parent))]
+        elif path.suffix == ".csv" and path.is_file():
+            found += from_csv(path)
+        else:
+            raise RequestError(f"{path}: neither a folder with runs nor a CSV file")
+    return found
+
+
+def from_run(run: Run) -> Iterator[Measurement]:
+    result, env = store.read_json(run.result) or {}, store.read_json(run.env) or {}
+    card = _card(env.get("gpus") or [], env.get("gpu_memory_gib"))
+    if result.get("status") != "finished" or card is None or not run.config.is_file():
+        return
+    config = configuration.load(run.config)
+    if result.get("kind") == "bench":
+        yield from from_bench(run.folder, result, config, card)
+        return
+    metrics = result["metrics"]
+    seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PHASES}
+    rate = (metrics["generated_tokens_per_s"] or {}).get("median")
+    batch, peaks = (store.read_json(run.plan) or {})["batch"], metrics.get("peak_memory_gib") or {}
+    layout = Layout(
+        result["vllm_mode"],
+        result["tp"],
+        result["dp"],
+        batch["processes"],
+        config.distributed.kind,
+        batch["per_device"],
+        batch["accumulation"],
+        config.nodes,
+    )
+    if rate:
+        yield _measured(run.folder.name, config, layout, card, seconds, rate, str(run.folder), peaks)
+
+
+def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterator[Measurement]:
+    """One measurement a load: the time that its completions would take at the measured rate."""
+    for load in result["loads"]:
+        asked, rate = load["load"], load["metrics"]["generated_tokens_per_s"]["median"]
+        sequences = asked["prompts"] * asked["num_generations"]
+        concurrency = asked.get("concurrency")
+        grpo = {**config.grpo, "generation_batch_size": sequences, "num_generations": asked["num_generations"]}
+        own = replace(config, grpo=grpo)
+        work = workload(own, prompt=asked["prompt_len"], completion=asked["completion_len"])
+        if concurrency:  # for each engine, as the loads of bench are shared evenly
+            work = replace(work, max_num_seqs=max(1, concurrency // result["dp"]))
+        layout = Layout(result["vllm_mode"], result["tp"], result["dp"], 0, "ddp", 0, 0, config.nodes)
+        seconds = {"generate": sequences * asked["completion_len"] / rate}
+        yield Measurement(f"{folder.name}/{load['name']}", result["model"], work, layout, card, seconds, str(folder))
+
+
+def from_csv(path: Path) -> list[Measurement]:
+    """Rows of `report --csv`, or of a table with its columns; `command` (or `overrides`) says what was asked."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row.get("status") or "finished") == "finished"]
+    configs = _composed([_overrides(row) for row in rows])
+    return [one for row, config in zip(rows, configs, strict=True) if (one := _of_row(row, config, str(path)))]
+
+
+def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | None:
+    names = [name.strip() for name in row["hardware"].split(",")]
+    card = presets().get(row["hardware"]) or _card(names, None)
+    if card is None or not row.get("generated_tokens_per_s"):
+        return None
+    seconds = {phase: float(row[f"{phase}_s"]) for phase in PHASES if row.get(f"{phase}_s")}
+    peaks = {role: float(row[key]) for role in ("trainer", "server") if row.get(key := f"peak_memory_gib_{role}")}
+    rate = float(row["generated_tokens_per_s"])
+    if set(seconds) <= {"generate"}:
+        work = workload(config)
+        layout = Layout(config.vllm.mode, config.vllm.tp, config.vllm.dp, 0, "ddp", 0, 0)
+        whole = {"generate": work.completions * work.completion / rate}
+        return Measurement(row["run"], config.model.name, work, layout, card, whole, source, peaks)
+    machine = Cluster(card, int(row["gpus"])).as_machine()
+    layout = Layout.of(config, make_plan(config, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0)))
+    return _measured(row["run"], config, layout, card, seconds, rate, source, peaks)
+
+
+def _measured(
+    name: str,
+    config: Config,
+    layout: Layout,
+    card: Card,
+    seconds: dict[str, float],
+    rate: float,
+    source: str,
+    peaks: dict[str, float],
+) -> Measurement:
+    """With the completions' mean length, which is what rate and time of generation say."""
+    mean = round(rate * seconds["generate"] / int(config.grpo["generation_batch_size"]))
+    work = workload(config, prompt=prompt_tokens(config), completion=max(1, mean))
+    return Measurement(name, config.model.name, work, layout, card, seconds, source, peaks)
+
+
+def _overrides(row: dict[str, str]) -> list[str]:
+    if row.get("overrides"):
+        return shlex.split(row["overrides"])
+    return shlex.split(row["command"])[3:]  # python -m grpo_lab.train
+
+
+def _composed(asked: Sequence[Sequence[str]]) -> list[Config]:
+    configuration.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return [configuration.from_hydra(compose("config", list(overrides))) for overrides in asked]
+
+
+def _card(names: Sequence[str], memory_gib: Any) -> Card | None:
+    """None for GPUs that are not known, and where there are none. Tables do not hold the memory; then the name says."""
+    if not names:
+        return None
+    if memory_gib:
+        return card_of(Gpu("0", names[0], float(memory_gib)))
+    sizes = [card.memory / 2**30 for card in presets().values()]
+    found = {card.name: card for size in sizes if (card := card_of(Gpu("0", names[0], size)))}
+    return next(iter(found.values())) if len(found) == 1 else None

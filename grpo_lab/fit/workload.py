@@ -1,0 +1,113 @@
+"""What is asked, in the numbers that memory and speed depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpo_lab import policy
+from grpo_lab.config import Config
+from grpo_lab.errors import RequestError
+from grpo_lab.policy import Shape
+
+PROMPT_TOKENS = 256
+"""Assumed where neither data.max_prompt_tokens nor plan.prompt_tokens says it: prompts are not read to answer."""
+_KNOWN_PROMPTS = {"grpo_lab.data.arithmetic": 15}
+"""Of generated problems."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    shape: Shape
+    parameters: int
+    active: int
+    """Parameters that work on a token."""
+    trainable: int
+    adapter: str
+    """none, lora or qlora."""
+    held_bytes: int
+    """Of one trained weight: 4 for float32 (TRL's default), 2 for bfloat16."""
+    prompt: int
+    completion: int
+    """Tokens of one completion, taken to be equally long."""
+    completions: int
+    """A step, of the whole run."""
+    generations: int
+    per_device: int
+    """Completions that a process takes through the model at a time, at most."""
+    iterations: int
+    checkpointing: bool
+    attention: str
+    corrected: bool
+    """A pass for vLLM's importance sampling correction."""
+    reference: bool
+    sleep: bool
+    eager: bool
+    utilization: float | None
+    max_model_len: int | None
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    offload: bool
+
+    @property
+    def length(self) -> int:
+        """Prompt and completion."""
+        return self.prompt + self.completion
+
+    @property
+    def served_length(self) -> int:
+        """The sequence that vLLM insists to have room for: what is asked, else the model's context."""
+        return self.max_model_len or self.shape.context or self.length
+
+
+def workload(config: Config, *, prompt: int | None = None, completion: int | None = None) -> Workload:
+    """`prompt` and `completion`: mean tokens, where they are known better than from the config, as after a run.
+
+    Raises:
+        RequestError: where the model's shape or size is not known before it is loaded.
+    """
+    shape, parameters = policy.shape(config.model), policy.parameters(config.model)
+    if shape is None or parameters is None:
+        raise RequestError(
+            f"model.path={config.model.path}: its shape is not known before it is loaded, so nothing is predicted;"
+            " download it, or give model.architecture and model.parameters"
+        )
+    grpo, engine = config.grpo, config.vllm.engine
+    adapter = config.peft.kind
+    return Workload(
+        shape=shape,
+        parameters=parameters,
+        active=policy.active_parameters(config.model) or parameters,
+        trainable=parameters if adapter == "none" else adapter_parameters(shape, int(config.peft.options.get("r", 8))),
+        adapter=adapter,
+        held_bytes=_BYTES.get(config.model.dtype, 4),
+        prompt=prompt or prompt_tokens(config),
+        completion=completion or int(grpo.get("max_completion_length") or 512),
+        completions=int(grpo["generation_batch_size"]),
+        generations=int(grpo["num_generations"]),
+        per_device=int(grpo["per_device_train_batch_size"]),
+        iterations=int(grpo.get("num_iterations") or 1),
+        checkpointing=bool(grpo.get("gradient_checkpointing", True)),
+        attention=config.model.attn or "sdpa",
+        corrected=grpo.get("vllm_importance_sampling_correction", True) is not False,
+        reference=bool(grpo.get("beta")),
+        sleep=config.vllm.sleep,
+        eager=bool(engine.get("enforce_eager", False)),
+        utilization=config.vllm.gpu_memory_utilization,
+        max_model_len=config.vllm.max_model_len,
+        max_num_seqs=engine.get("max_num_seqs"),
+        max_num_batched_tokens=engine.get("max_num_batched_tokens"),
+        offload=config.distributed.offload,
+    )
+
+
+def prompt_tokens(config: Config) -> int:
+    known = _KNOWN_PROMPTS.get(str(config.data.get("_target_")), PROMPT_TOKENS)
+    return int(config.plan.prompt_tokens or config.data.get("max_prompt_tokens") or known)
+
+
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """LoRA on all linear layers but the output: r (in + out) for each matrix (arXiv:2106.09685, section 4.1)."""
+    wide, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * (shape.hidden + wide) + 2 * (shape.hidden + kv)
+    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.mlp) * max(1, shape.experts))

@@ -1,0 +1,80 @@
+"""`python -m grpo_lab.plan model=... hardware=h100-8`: every layout, whether it fits and why not, predicted speed.
+
+`python -m grpo_lab.plan calibrate FOLDER|CSV ... [--out FILE]` fits the predictor's coefficients to measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from grpo_lab import config as configuration
+from grpo_lab.cli import explain, refuse, run_app
+from grpo_lab.config import CONF, Config
+from grpo_lab.errors import RequestError, nearest
+from grpo_lab.fit import calibration, table
+from grpo_lab.fit.candidates import judged
+from grpo_lab.fit.hardware import cluster
+from grpo_lab.machine import read_machine
+
+configuration.register()
+
+FORMATS = ("table", "json", "csv")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def app(composed: DictConfig) -> None:
+    try:
+        sys.stdout.write(answer(configuration.from_hydra(composed)))
+    except (RequestError, OmegaConfBaseException) as error:
+        sys.exit(refuse(explain(error)))
+
+
+def answer(config: Config) -> str:
+    """Raises RequestError where nothing is predicted."""
+    asked = config.plan
+    if asked.format not in FORMATS:
+        raise RequestError(f"plan.format={asked.format}: {nearest(asked.format, FORMATS)}")
+    known = calibration.load(Path(asked.calibration) if asked.calibration else None)
+    hardware = cluster(config.hardware, read_machine(), nodes=config.nodes)
+    found = judged(config, hardware, known)
+    if asked.format == "json":
+        return table.as_json(found, hardware)
+    return (
+        table.as_csv(found, hardware) if asked.format == "csv" else table.table(found, config, hardware, top=asked.top)
+    )
+
+
+def calibrate(arguments: list[str]) -> int:
+    """Fit, write, and say how far predictions are off. Exit code."""
+    from grpo_lab.fit import measurements
+
+    parser = argparse.ArgumentParser(prog="python -m grpo_lab.plan calibrate", description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="folders with runs, CSV files of report")
+    parser.add_argument("--out", type=Path, default=Path("calibration.json"), help="then plan.calibration=FILE")
+    asked = parser.parse_args(arguments)
+    try:
+        found = calibration.calibrate(measurements.read(asked.paths))
+    except (RequestError, OmegaConfBaseException) as error:
+        return refuse(explain(error))
+    calibration.save(found, asked.out)
+    print(table.errors(found), end="")
+    print(f"written to {asked.out}")
+    return 0
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["calibrate"]:
+        sys.exit(calibrate(sys.argv[2:]))
+    flags = {f"--{name}": f"plan.format={name}" for name in FORMATS}
+    sys.argv[1:] = [flags.get(argument, argument) for argument in sys.argv[1:]]
+    sys.exit(run_app(app))
+
+
+if __name__ == "__main__":
+    main()
