@@ -100,11 +100,15 @@ class TrackerConfig:
 
 @dataclass
 class EvalConfig:
-    """Held-out evaluation before and after training, sampled at the training temperature."""
+    """Held-out evaluation before, during and after training, sampled at the training temperature."""
 
     enabled: bool = True
     problems: int = 500
     """The first so many held-out problems; 0 takes all."""
+    every: int = 0
+    """Steps between evaluations during training; 0: only before and after."""
+    every_problems: int | None = None
+    """The first so many of `problems`, for the evaluations during training. Null: all of them."""
 
 
 @dataclass

@@ -16,6 +16,8 @@ Row = dict[str, Any]
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _EVALUATIONS = "evaluations"
+STEPPING = ("training", "evaluating in between")
+"""Phases of a worker between its first step and its last, where it can end after the step at hand."""
 
 
 @dataclass(frozen=True)
