@@ -132,6 +132,16 @@ class EvaluateConfig:
 
 
 @dataclass
+class PublishConfig:
+    """The trained policy and its model card on the Hugging Face Hub, after a run that finished."""
+
+    repo_id: str | None = None
+    """`owner/name`, made if it is not there; `name` alone is the token's owner's. Null: nothing is published."""
+    private: bool = True
+    """Of a repository that is made."""
+
+
+@dataclass
 class TimeoutsConfig:
     """Seconds after which a run that makes no progress is ended."""
 
@@ -186,6 +196,7 @@ class Config:
     """Passed to the algorithm's own config, `trl.GRPOConfig` in most cases, less what the plan owns."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     seed: int = 0
     gpus: Any = "auto"
@@ -221,6 +232,7 @@ _NOT_IDENTITY = (
     "sweep",
     "objective",
     "evaluate",
+    "publish",
 )
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 

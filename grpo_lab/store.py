@@ -88,6 +88,11 @@ class Run:
     def reward_curve(self) -> Path:
         return self.folder / "reward_curve.png"
 
+    @property
+    def published(self) -> Path:
+        """Where the policy went: `{repo_id, commit}` of the last time."""
+        return self.folder / "published.json"
+
     def evaluation(self, moment: str) -> Path:
         """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""
         return self.folder / f"evaluation_{moment}.json"

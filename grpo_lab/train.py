@@ -18,7 +18,7 @@ from rich.console import Console
 
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
-from grpo_lab import locks, processes, results, store, tracker
+from grpo_lab import locks, processes, publish, results, store, tracker
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
@@ -60,9 +60,10 @@ def conduct(config: Config, console: Console) -> float | None:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
         check_targets(config)
         tracker.check(config.tracker)
+        publish.check(config.publish)
         terminal.banner(console, config, plan, machine, folder)
         for note in plan.notes:
-            console.print(f"  {'note':<9}{note}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {'note':<10}{note}", highlight=False, markup=False, soft_wrap=True)
         if config.dry_run:
             show_commands(console, plan)
             return None
@@ -74,6 +75,7 @@ def conduct(config: Config, console: Console) -> float | None:
             if finished is None:
                 create(run, config, plan, machine)
                 finished = execute(run, config, plan, console)
+            publish.once(run, config.publish, console)
     return results.objective(finished, config.objective)
 
 

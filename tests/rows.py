@@ -20,3 +20,8 @@ def failing(completions: list[Any], step: int = 2, **columns: Any) -> list[float
     if columns["trainer_state"].global_step >= step:
         raise KeyError("the reward's own mistake")
     return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def keyed(completions: list[Any], api_key: str, **columns: Any) -> list[float]:
+    """A reward that is given a secret."""
+    return [0.0 for _ in completions]
