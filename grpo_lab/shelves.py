@@ -42,8 +42,8 @@ def pages() -> dict[str, str]:
         ),
         "adapters.md": _page(
             "Adapters and sharding",
-            "`peft=NAME`; `peft.options.*` are fields of peft's `LoraConfig`. What does not go together with a vLLM mode"
-            " or a sharding is refused with the reason.",
+            "`peft=NAME`; `peft.options.*` are fields of peft's `LoraConfig`. What does not go together with a vLLM"
+            " mode or a sharding is refused with the reason.",
             _settings("peft"),
             "`distributed=NAME`: how the processes of the trainer share the model.",
             _settings("distributed"),
