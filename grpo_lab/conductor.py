@@ -124,7 +124,7 @@ def stop_signals(run: Run) -> Iterator[Stop]:
     stop = Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        training = (store.read_json(run.progress) or {}).get("phase") == "training"
+        training = (store.read_json(run.progress) or {}).get("phase") in store.STEPPING
         stop.hard = stop.asked or not training
         stop.asked, stop.number = True, number
         if training:

@@ -101,11 +101,15 @@ class TrackerConfig:
 
 @dataclass
 class EvalConfig:
-    """Held-out evaluation before and after training, sampled at the training temperature."""
+    """Held-out evaluation before, during and after training, sampled at the training temperature."""
 
     enabled: bool = True
     problems: int = 500
     """The first so many held-out problems; 0 takes all."""
+    every: int = 0
+    """Steps between evaluations during training; 0: only before and after."""
+    every_problems: int | None = None
+    """The first so many of `problems`, for the evaluations during training. Null: all of them."""
 
 
 @dataclass
@@ -150,6 +154,16 @@ class BenchConfig:
     loads: dict[str, Any] = field(default_factory=dict)
     """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
     one, `default`."""
+
+
+@dataclass
+class PublishConfig:
+    """The trained policy and its model card on the Hugging Face Hub, after a run that finished."""
+
+    repo_id: str | None = None
+    """`owner/name`, made if it is not there; `name` alone is the token's owner's. Null: nothing is published."""
+    private: bool = True
+    """Of a repository that is made."""
 
 
 @dataclass
@@ -235,6 +249,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     seed: int = 0
     gpus: Any = "auto"
@@ -283,6 +298,7 @@ _NOT_IDENTITY = (
     "hardware",
     "layout",
     "plan",
+    "publish",
 )
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""

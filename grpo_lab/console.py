@@ -33,11 +33,20 @@ def banner(console: Console, config: Config, plan: Plan, machine: Machine, folde
         ("model", f"{config.model.name} ({plan.model_path})"),
         ("data", str(config.data["_target_"])),
         ("rewards", rewards),
+        *([("algorithm", told)] if (told := algorithm(config)) else []),
         *[(role, what) for role, what in roles(plan, machine)],
         ("batch", str(plan.batch)),
     ]
     for name, value in lines:
-        console.print(f"  {name:<9}{value}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:<10}{value}", highlight=False, soft_wrap=True)
+
+
+def algorithm(config: Config) -> str | None:
+    """Which trainer learns, where it is not GRPO's, and what changes GRPO's loss where it is; None for plain GRPO."""
+    if config.algorithm.kind != "grpo":
+        return config.algorithm.kind
+    changed = [f"{key}={config.grpo[key]}" for key in ("loss_type", "importance_sampling_level") if key in config.grpo]
+    return f"grpo, {', '.join(changed)}" if changed else None
 
 
 def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
@@ -133,7 +142,8 @@ def clock(seconds: float) -> str:
 def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
     """The end of a run: accuracy, times, files."""
     metrics = result["metrics"]
-    say = [f"[bold]{result['status']}[/bold]  {result['steps']} steps"]
+    trainer = "" if result.get("algorithm", "grpo") == "grpo" else f" of {result['algorithm']}"
+    say = [f"[bold]{result['status']}[/bold]  {result['steps']} steps{trainer}"]
     if metrics["accuracy_after"]:
         gain = metrics["accuracy_gain"]
         say.append(

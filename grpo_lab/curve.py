@@ -19,6 +19,11 @@ def draw(run: Run, result: Row) -> None:
     axes.plot(steps, rewards, color="#b9c8dc", linewidth=1)
     window = max(1, len(rows) // 20)
     axes.plot(steps, _smooth(rewards, window), color="#1f4e79", label=f"reward, mean of {window} steps", linewidth=2)
+    between = [row for row in run.rows() if row.get("eval/accuracy") is not None]
+    if between:
+        label = f"held-out pass@1 (n={between[-1]['eval/n']})"
+        values = [row["eval/accuracy"] for row in between]
+        axes.plot([row["step"] for row in between], values, ".-", color="#7a5c99", linewidth=1, label=label)
     for moment, step, colour in (("before", 0, "#c05a1c"), ("after", steps[-1], "#2b7a3d")):
         accuracy = result["metrics"][f"accuracy_{moment}"]
         if accuracy:

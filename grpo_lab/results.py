@@ -87,13 +87,13 @@ def accuracy(run: Run) -> Row:
     before, after = (store.read_json(run.evaluation(moment)) for moment in ("before", "after"))
     both = [pair for pair in zip(before or (), after or (), strict=False) if None not in pair]
     return {
-        "accuracy_before": _proportion(before),
-        "accuracy_after": _proportion(after),
+        "accuracy_before": proportion(before),
+        "accuracy_after": proportion(after),
         "accuracy_gain": stats.paired_difference(*zip(*both, strict=True)) if both else None,
     }
 
 
-def _proportion(marks: list[int | None] | None) -> Any:
+def proportion(marks: list[int | None] | None) -> Any:
     """Unreadable gold answers (None) are left out; n says how many problems counted."""
     readable = [mark for mark in marks or () if mark is not None]
     return stats.proportion(readable) if readable else None

@@ -1,4 +1,4 @@
-"""docs/models.md, docs/data.md and docs/rewards.md: what there is to choose, from the YAMLs and what they name.
+"""The pages of docs/ that list what there is to choose, from the YAMLs and what they name.
 
 `python -m grpo_lab.shelves` writes the pages again after a change to a YAML or a docstring.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,42 @@ def pages() -> dict[str, str]:
         "rewards.md": _functions(
             "rewards", "Rewards", "`rewards=[NAME,NAME]`, and their parameters as `rewards.NAME.PARAMETER=`."
         ),
+        "algorithms.md": _page(
+            "Algorithms",
+            "`algorithm=NAME`. Each is the differences from `algorithm=grpo`, which any override beats; `grpo.*` are"
+            " fields of the config of the trainer that it names.",
+            _settings("algorithm"),
+        ),
+        "adapters.md": _page(
+            "Adapters and sharding",
+            "`peft=NAME`; `peft.options.*` are fields of peft's `LoraConfig`. What does not go together with a vLLM"
+            " mode or a sharding is refused with the reason.",
+            _settings("peft"),
+            "`distributed=NAME`: how the processes of the trainer share the model.",
+            _settings("distributed"),
+        ),
     }
+
+
+def _settings(group: str) -> str:
+    """A row for every choice: what its YAML sets, and its comment."""
+    rows = [[name, _set_by(group, name), _comment(group, name)] for name in _names(group)]
+    return _table([f"`{group}=`", "sets", ""], rows)
+
+
+def _set_by(group: str, name: str) -> str:
+    whole = any("@package _global_" in line for line in _lines(group, name))
+    content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    return ", ".join(f"`{key}={value}`" for key, value in _flat(content if whole else {group: content}))
+
+
+def _flat(node: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and the values of the leaves, as an override has them."""
+    if not isinstance(node, dict):
+        yield above, node if isinstance(node, str) else json.dumps(node)
+        return
+    for key, value in node.items():
+        yield from _flat(value, f"{above}.{key}" if above else str(key))
 
 
 def _models() -> str:

@@ -18,6 +18,8 @@ _SET_ASIDE = re.compile(r"\.old-\d+$")
 _EVALUATIONS = "evaluations"
 TRIALS = ".trials"
 """Below the runs: short runs that `layout=auto` times to choose by, which are no results of anybody's."""
+STEPPING = ("training", "evaluating in between")
+"""Phases of a worker between its first step and its last, where it can end after the step at hand."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Run:
     @property
     def reward_curve(self) -> Path:
         return self.folder / "reward_curve.png"
+
+    @property
+    def published(self) -> Path:
+        """Where the policy went: `{repo_id, commit}` of the last time."""
+        return self.folder / "published.json"
 
     def evaluation(self, moment: str) -> Path:
         """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""

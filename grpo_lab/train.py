@@ -19,7 +19,7 @@ from rich.console import Console
 
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
-from grpo_lab import locks, processes, results, store, tracker
+from grpo_lab import locks, processes, publish, results, store, tracker
 from grpo_lab.benching.planning import BenchPlan
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
@@ -70,6 +70,7 @@ def conduct(config: Config, console: Console) -> float | None:
         warnings = check_fit(config, plan, machine)
         check_targets(config)
         tracker.check(config.tracker)
+        publish.check(config.publish)
         terminal.banner(console, config, plan, machine, folder)
         for text in (*plan.notes, *warnings):
             note(text)
@@ -84,6 +85,7 @@ def conduct(config: Config, console: Console) -> float | None:
             if finished is None:
                 create(run, config, plan, machine)
                 finished = execute(run, config, plan, console)
+            publish.once(run, config.publish, console)
     return results.objective(finished, config.objective)
 
 

@@ -26,3 +26,8 @@ def failing(completions: list[Any], step: int = 2, **columns: Any) -> list[float
 def vllm_imported(completions: list[Any], **columns: Any) -> list[float]:
     """1 in a process that has imported vLLM."""
     return [float("vllm" in sys.modules)] * len(completions)
+
+
+def keyed(completions: list[Any], api_key: str, **columns: Any) -> list[float]:
+    """A reward that is given a secret."""
+    return [0.0 for _ in completions]

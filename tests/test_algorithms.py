@@ -199,6 +199,8 @@ def test_another_trainer_runs_to_its_result(name: str, runs: Path) -> None:
     assert (metrics["tokens_per_s_per_gpu"] is None) == (name == "online_dpo")  # TRL does not count them there
     assert not run.completions.exists()
     assert "no completions.parquet" in ended.stdout
+    assert f"algorithm {name}\n" in ended.stdout
+    assert f"finished  4 steps of {name}\n" in ended.stdout
     assert moved(run)
 
 

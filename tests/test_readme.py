@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
+from grpo_lab import store
+from grpo_lab.policy import ASSETS
+from grpo_lab.store import Run
 from tests.conftest import ROOT, cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,29 +22,51 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture
+def own_files(tmp_path: Path) -> Path:
+    """A working directory with the README's my_rewards.py, more lines like those of its JSONL, and a model's folder."""
+    code = re.search(r"```python\n# my_rewards\.py\n(.*?)```", README, re.DOTALL)
+    lines = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    assert lines is not None
+    (tmp_path / "my_rewards.py").write_text(code[1])
+    question, answer = json.loads(lines[1].splitlines()[0])
+    pairs = [(left, right) for right in (25, 57) for left in range(10, 99)]
+    rows = [{question: f"{left}+{right}=?", answer: str(left + right)} for left, right in pairs]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_model").symlink_to(ASSETS / "tiny")
+    return tmp_path
+
+
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 6
 
 
 @pytest.mark.parametrize("overrides", COMMANDS, ids=" ".join)
-def test_a_command_plans(overrides: list[str], tmp_path: Path) -> None:
-    """With dry_run=true, since most need GPUs; the reward of the README is beside, in the working directory."""
-    code = re.search(r"```python\n# my_rewards\.py\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    (tmp_path / "my_rewards.py").write_text(code[1])
-    ended = cli(*overrides, "dry_run=true", cwd=tmp_path)
+def test_a_command_plans(overrides: list[str], own_files: Path) -> None:
+    """With dry_run=true, since most need GPUs; the files that they name are in the working directory."""
+    ended = cli(*overrides, "dry_run=true", cwd=own_files)
     assert ended.returncode == 0, ended.stderr
     assert ("6 points" if "--multirun" in overrides else "grpo_lab.worker") in ended.stdout
 
 
-def test_a_reward_of_ones_own_trains(tmp_path: Path) -> None:
-    code = re.search(r"```python\n# my_rewards\.py\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    (tmp_path / "my_rewards.py").write_text(code[1])
-    asked = ["rewards.short._target_=my_rewards.short", "rewards.short.longest=40", "grpo.max_steps=1"]
-    ended = cli(*asked, "eval.enabled=false", "tracker=none", "name=mine", cwd=tmp_path)
+def test_a_model_data_and_a_reward_of_ones_own_train_together(own_files: Path) -> None:
+    (overrides,) = [words for words in COMMANDS if "model.path=my_model" in words]
+    short = ["grpo.max_steps=1", "grpo.generation_batch_size=16", "tracker=none", "name=mine"]
+    ended = cli(*overrides, *short, cwd=own_files)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert '"rewards/short/mean"' in (tmp_path / "runs" / "mine" / "metrics.jsonl").read_text()
+    run = Run(own_files / "runs" / "mine")
+    (row,) = run.rows()
+    assert 0 <= row["rewards/short/mean"] < 1
+    assert {"rewards/accuracy/mean", "rewards/format/mean"} <= row.keys()
+    asked = parquet.read_table(run.completions)["prompt"].to_pylist()
+    questions = {json.loads(line)["question"] for line in (own_files / "sums.jsonl").read_text().splitlines()}
+    assert {prompt[-1]["content"] for prompt in asked} <= questions
+    assert store.read_json(run.plan)["model_path"] == str(own_files / "my_model")
+    result = store.read_json(run.result)
+    assert result["model"] == "my_model"
+    assert result["data"]["train"]["rows"] + result["data"]["test"]["rows"] == 178
+    assert result["metrics"]["accuracy_after"]["n"] == result["data"]["test"]["rows"] > 0
 
 
 def test_files_that_the_readme_links_are_there() -> None:

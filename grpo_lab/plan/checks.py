@@ -54,6 +54,12 @@ OWNED = {
     "vllm_gpu_memory_utilization": "vllm.gpu_memory_utilization=",
     "vllm_max_model_length": "vllm.max_model_len=",
     "vllm_enable_sleep_mode": "vllm.sleep=",
+    "push_to_hub": "publish.repo_id=",
+    "hub_model_id": "publish.repo_id=",
+    "hub_private_repo": "publish.private=",
+    "hub_token": "HF_TOKEN in the environment",
+    "hub_strategy": "publish.repo_id=",
+    "hub_always_push": "publish.repo_id=",
     "disable_tqdm": "nothing: the harness shows progress",
     "num_generations_eval": "nothing: pass@1 takes one completion a problem",
 }

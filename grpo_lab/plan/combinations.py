@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from grpo_lab.config import Config
+from grpo_lab.config import Config, EvalConfig
 from grpo_lab.errors import RequestError
 from grpo_lab.machine import Machine
 
 
 def check_combinations(config: Config) -> None:
     """Raises RequestError with the first reason."""
-    for wrong, reason in (*_adapter(config), *_options(config.grpo), *_generation(config)):
+    for wrong, reason in (*_adapter(config), *_options(config.grpo), *_generation(config), *_evaluation(config.eval)):
         if wrong:
             raise RequestError(reason)
 
@@ -84,6 +84,18 @@ def _generation(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         through_vllm and grpo.get("loss_type") == "vespo" and corrected and not mode.startswith("token"),
         "grpo.loss_type=vespo: set grpo.vllm_importance_sampling_mode=token_truncate or token_mask",
+    )
+
+
+def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
+    yield asked.every < 0, f"eval.every={asked.every}: a number of steps, or 0 for before and after only"
+    yield (
+        bool(asked.every) and not asked.enabled,
+        f"eval.every={asked.every}: eval.enabled=false switches every evaluation off; leave one of them out",
+    )
+    yield (
+        asked.every_problems is not None and (asked.every_problems < 1 or not asked.every),
+        f"eval.every_problems={asked.every_problems}: a number of problems, together with eval.every=STEPS",
     )
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import datasets
+import torch
 from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from grpo_lab import results, store
+from grpo_lab.config import EvalConfig
 from grpo_lab.rewards import accuracy
+from grpo_lab.store import Run
 from grpo_lab.worker import algorithms
 from grpo_lab.worker.algorithms import Trainer
+from grpo_lab.worker.recording import Recorder
 
 CHUNK = 128
 """Problems that one process generates at a time."""
@@ -42,3 +49,40 @@ def _marks(trainer: Trainer, chunk: datasets.Dataset) -> list[int | None]:
     completions = algorithms.generate(trainer, [row["prompt"] for row in rows])
     values = accuracy(completions=completions, solution=[row["solution"] for row in rows])
     return [None if value is None else int(value == 1.0) for value in values]
+
+
+class InBetween(TrainerCallback):
+    """Evaluates every so many steps: `eval/accuracy`, `eval/n` and `eval/time_s` in the row of the step.
+
+    The last step is left to the evaluation after training. The steps do not depend on it, their times included: it
+    draws its random numbers aside, stops the clock, and leaves the next step to bring its weights to vLLM itself.
+    A server's own random numbers go on.
+    """
+
+    def __init__(
+        self, asked: EvalConfig, run: Run, trainer: Trainer, recorder: Recorder, held_out: datasets.Dataset
+    ) -> None:
+        self.every, self.run, self.trainer, self.recorder = asked.every, run, trainer, recorder
+        self.problems = held_out.select(range(min(asked.every_problems or len(held_out), len(held_out))))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every or state.global_step >= state.max_steps:
+            return
+        started = time.perf_counter()
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
+            marks = evaluate(self.trainer, self.problems, self._progress)
+        if self.trainer.use_vllm:
+            self.trainer._last_loaded_step = -1
+        found = results.proportion(marks)
+        if found is not None:
+            seconds = time.perf_counter() - started
+            self.recorder.beside = {"eval/accuracy": found["value"], "eval/n": found["n"], "eval/time_s": seconds}
+        self._show(store.STEPPING[0], state.global_step, state.max_steps)
+
+    def _progress(self, done: int, total: int) -> None:
+        self._show(store.STEPPING[1], done, total)
+
+    def _show(self, phase: str, done: int, total: int) -> None:
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total})

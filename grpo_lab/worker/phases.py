@@ -36,6 +36,17 @@ class Clock:
             self._charge()
             self._stack.pop()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What runs in here is no part of any step, whichever sections it goes through."""
+        self._charge()
+        before = dict(self._seconds)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._seconds = before
+
     def lap(self) -> dict[str, float]:
         """Seconds by phase since the last lap, pauses left out. Starts the next lap."""
         self._charge()

@@ -39,6 +39,8 @@ class Recorder(TrainerCallback):
         self.run, self.clock, self.batch, self.tracker = run, clock, batch, tracker
         self.devices, self.generating = devices, generating
         self._lap: dict[str, float] = {}
+        self.beside: Row = {}
+        """Of the step at hand, measured by others before it is logged."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._lap = self.clock.lap()
@@ -48,8 +50,8 @@ class Recorder(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs or not self._lap:
             return
-        row = {"step": state.global_step, **logs, **self._measured(logs)}
-        self._lap = {}
+        row = {"step": state.global_step, **logs, **self.beside, **self._measured(logs)}
+        self._lap, self.beside = {}, {}
         broken = [key for key in ("loss", "reward") if not math.isfinite(row.get(key, 0.0))]
         row = {key: value if _is_finite(value) else None for key, value in row.items()}
         self.run.append_metrics(row)

@@ -22,7 +22,7 @@ from grpo_lab.plan import Batch
 from grpo_lab.store import Run
 from grpo_lab.worker import algorithms, rewarding, vllm
 from grpo_lab.worker.algorithms import Trainer
-from grpo_lab.worker.evaluation import evaluate
+from grpo_lab.worker.evaluation import InBetween, evaluate
 from grpo_lab.worker.loading import BadData, check_lengths, load_data
 from grpo_lab.worker.phases import Clock, attach
 from grpo_lab.worker.recording import (
@@ -71,13 +71,14 @@ def _train(run: Run, started: float) -> None:
     log = _open_tracker(config, run, trainer)
     clock = Clock()
     attach(clock, trainer)
-    trainer.add_callback(
-        Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
-    )
+    recorder = Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
+    trainer.add_callback(recorder)
     if config.vllm.mode != "off" and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
-    trainer.add_callback(StopOnRequest(run))
     trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
+    if held_out is not None and config.eval.every:
+        trainer.add_callback(InBetween(config.eval, run, trainer, recorder, held_out))
+    trainer.add_callback(StopOnRequest(run))
     checkpoint = run.last_checkpoint()
     finished = False
     try:

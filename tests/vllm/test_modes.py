@@ -35,6 +35,7 @@ LAYOUTS = {
     "server-dp2": ["vllm=server", "vllm.dp=2"],
 }
 LEARNING = ["grpo.max_steps=10", "eval.problems=400", "tracker=none", "vllm.check_sync_every=1"]
+LEARNING += ["eval.every=5", "eval.every_problems=40"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,6 +49,7 @@ def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path) -> None:
         assert row["sampling/sampling_logp_difference/mean"] < LOGP_DIFFERENCE
         assert row["time_s/generate"] > 0
     assert all(row["time_s/sync"] > 0 for row in rows[1:])  # before the first step the evaluation had synced
+    assert [(row["step"], row["eval/n"]) for row in rows if "eval/n" in row] == [(5, 40)]
     gain = store.read_json(run.result)["metrics"]["accuracy_gain"]
     assert gain["ci95"][0] > 0
     assert answers_differ(run)
