@@ -31,7 +31,7 @@ _ASIDE = (
     ),
     *("evaluate", "model.name", "vllm.mode", "vllm.tp", "vllm.dp", "algorithm.kind", "bench.loads"),
 )
-"""Keys of a config that do not tell configurations apart: they cannot change a result, or the result says them itself."""
+"""Keys of a config that do not tell configurations apart: they change no result, or the result says them itself."""
 _WORK = (
     *("model", "load", "gpus", "data", "bench", "nodes"),
     *("grpo.max_completion_length", "grpo.num_generations", "grpo.generation_batch_size"),

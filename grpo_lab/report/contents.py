@@ -10,7 +10,7 @@ from pathlib import Path
 from grpo_lab import store
 from grpo_lab.report import configurations, context, curves, folder, pictures, published, rows, tables
 from grpo_lab.report.configurations import Configuration
-from grpo_lab.report.measures import HEADLINES, of_kind
+from grpo_lab.report.measures import HEADLINES, Measure, of_kind
 from grpo_lab.report.pictures import Picture
 from grpo_lab.report.tables import Table
 from grpo_lab.store import Row, Sweep
@@ -21,9 +21,11 @@ class Contents:
     title: str
     facts: Sequence[tuple[str, str]]
     """What is the same for all numbers: hardware, versions, command."""
-    tables: Sequence[Table]
-    """Of measurements."""
+    glance: Sequence[Table]
+    """What layouts are compared by."""
     pictures: Sequence[Picture]
+    tables: Sequence[Table]
+    """All that was measured, and what was published."""
     troubles: Sequence[Table]
     """What did not finish and what was left out, with the reasons."""
     runs: Sequence[Row]
@@ -31,8 +33,9 @@ class Contents:
 
     def markdown(self) -> str:
         facts = "\n".join(f"- {label}: {' '.join(value.split())}" for label, value in self.facts)
-        parts = [f"# {self.title}\n", facts + "\n", *(one.markdown() for one in self.tables), f"{tables.HOW_TO_READ}\n"]
-        return "\n".join([*parts, *(one.markdown() for one in self.troubles)])
+        measured = [one.markdown() for one in (*self.glance, *self.tables)]
+        troubles = [one.markdown() for one in self.troubles]
+        return "\n".join([f"# {self.title}\n", facts + "\n", *measured, f"{tables.HOW_TO_READ}\n", *troubles])
 
 
 def make(folders: Sequence[Path], published_file: Path | None = None) -> Contents:
@@ -48,16 +51,16 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
     return Contents(
         title=", ".join(one.absolute().name for one in folders),
         facts=_facts(found.rows, sweep),
-        tables=[*_compared(several, kind), tables.results(several, kind), *([beside] if beside else [])],
+        glance=tables.comparisons(several, _headlines(kind)),
+        tables=[tables.results(several, kind), *([beside] if beside else [])],
         pictures=_pictures(several, drawn, kind),
         troubles=[one for one in troubles if one],
         runs=rows.table([*found.rows, *found.aside]),
     )
 
 
-def _compared(several: Sequence[Configuration], kind: str) -> list[Table]:
-    headlines = [one for column in HEADLINES[kind] for one in of_kind(kind) if one.column == column]
-    return [table for one in headlines if (table := tables.side_by_side(several, one))]
+def _headlines(kind: str) -> list[Measure]:
+    return [one for column in HEADLINES[kind] for one in of_kind(kind) if one.column == column]
 
 
 def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Curve]], kind: str) -> list[Picture]:

@@ -130,12 +130,15 @@ def estimate(found: Any) -> Estimate | None:
         return Estimate(max(several)) if several else None
     if not isinstance(found, Mapping):
         return Estimate(float(found)) if _is_number(found) else None
-    value, interval, n = found.get("median", found.get("value")), found.get("ci95"), found.get("n")
+    value, n = found.get("median", found.get("value")), found.get("n")
     if not _is_number(value):
         return None
-    whole = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval))
-    low, high = interval if whole else (None, None)
-    return Estimate(float(value), low, high, n if isinstance(n, int) else None)
+    match found.get("ci95"):
+        case [low, high] if _is_number(low) and _is_number(high):
+            interval: tuple[float | None, float | None] = (float(low), float(high))
+        case _:
+            interval = (None, None)
+    return Estimate(float(value), *interval, n=n if isinstance(n, int) else None)
 
 
 def over_runs(measure: Measure, several: Sequence[Estimate]) -> Estimate:

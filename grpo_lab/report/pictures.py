@@ -137,14 +137,23 @@ def step_times(configurations: Sequence[Configuration]) -> Picture | None:
             axes.barh(place, width, left=start, height=0.42, color=colour, label=phase.label if place == 0 else None)
             start += width
         axes.text(0, place - 0.3, _label(one, timed), ha="left", va="bottom", fontsize=9.5)
-        axes.text(start, place, f" {start:.3g} s", ha="left", va="center", fontsize=9.5, color=SOFT)
+        whole = one.estimates.get("step_time_s")
+        axes.text(
+            start,
+            place,
+            f" {whole.text()[0] if whole else f'{start:.3g}'} s",
+            ha="left",
+            va="center",
+            fontsize=9.5,
+            color=SOFT,
+        )
     axes.set(xlabel="seconds", ylim=(len(timed) - 0.6, -0.95))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
     _legend(figure, axes)
-    caption = "Medians of the phases of a step as rank 0 sees them; over several seeds their mean."
+    caption = "Median of each phase as rank 0 sees it, over several seeds their mean; the number is the whole step."
     return _picture("Where a step's time goes", caption, figure)
 
 

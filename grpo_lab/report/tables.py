@@ -24,6 +24,7 @@ HOW_TO_READ = (
 class Cell:
     text: str
     interval: str = ""
+    n: str = ""
     best: bool = False
     number: bool = False
 
@@ -47,7 +48,8 @@ class Table:
 def _plain(cell: Cell) -> str:
     text = " ".join(cell.text.replace("|", "\\|").split())
     text = f"**{text}**" if cell.best else text
-    return f"{text} ({cell.interval})" if cell.interval else text
+    aside = ", ".join(part for part in (cell.interval, cell.n) if part)
+    return f"{text} ({aside})" if aside else text
 
 
 def measured(one: Estimate | None, *, is_best: bool = False) -> Cell:
@@ -55,19 +57,41 @@ def measured(one: Estimate | None, *, is_best: bool = False) -> Cell:
         return Cell("not measured")
     value, interval = one.text()
     n = f"n={one.n} {one.of}".strip() if one.n is not None else ""
-    return Cell(value, ", ".join(part for part in (interval, n) if part), is_best, number=True)
+    return Cell(value, interval, n, is_best, number=True)
 
 
-def side_by_side(configurations: Sequence[Configuration], measure: Measure) -> Table | None:
-    """A row for each workload, a column for each way to do it; None where there is nothing to compare."""
+def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Measure]) -> list[Table]:
+    """Where all did the same work, one table with a row for each way to do it; otherwise one table for each headline,
+    with a row for each work and a column for each way. None where there is nothing to compare."""
     works, ways = _in_order(one.work for one in configurations), _in_order(one.way for one in configurations)
-    if len(ways) < 2 or not any(measure.column in one.estimates for one in configurations):
-        return None
+    there = [key for key in headlines if any(key.column in one.estimates for one in configurations)]
+    if len(ways) < 2 or not there:
+        return []
+    marked = {key.column: best(configurations, key) for key in there}
     placed = {(one.work, one.way): one for one in configurations}
-    marked = best(configurations, measure)
-    rows = [[Cell(work), *(_compared(placed.get((work, way)), measure, marked) for way in ways)] for work in works]
-    better = f"{measure.better} is better" if measure.better else ""
-    return Table(measure.heading, ["work", *ways], rows, better, frozenset(range(1, len(ways) + 1)))
+
+    def cell(work: str, way: str, key: Measure) -> Cell:
+        return _compared(placed.get((work, way)), key, marked[key.column])
+
+    if len(works) == 1:
+        rows = [[Cell(way), *(cell(works[0], way, key) for key in there)] for way in ways]
+        better = ", ".join(f"{key.label}: {key.better} is better" for key in there)
+        head = ["configuration", *(key.heading for key in there)]
+        return [Table("At a glance", head, rows, f"{works[0]}. {better}.", _from(1, head))]
+    return [
+        Table(
+            key.heading,
+            ["work", *ways],
+            [[Cell(work), *(cell(work, way, key) for way in ways)] for work in works],
+            f"{key.better} is better.".capitalize(),
+            _from(1, ["work", *ways]),
+        )
+        for key in there
+    ]
+
+
+def _from(first: int, head: Sequence[str]) -> frozenset[int]:
+    return frozenset(range(first, len(head)))
 
 
 def _compared(one: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
@@ -84,13 +108,16 @@ def results(configurations: Sequence[Configuration], kind: str) -> Table:
         if measure.shown and any(measure.column in one.estimates for one in configurations)
     ]
     marked = {measure.column: best(configurations, measure) for measure in shown}
+    works = _in_order(one.work for one in configurations)
     rows = [
-        [Cell(one.work), Cell(one.way), Cell(_ended(one))]
+        [*([Cell(one.work)] if len(works) > 1 else []), Cell(one.way), Cell(_ended(one))]
         + [measured(one.estimates.get(key.column), is_best=one in marked[key.column]) for key in shown]
         for one in configurations
     ]
-    head = ["work", "configuration", "runs", *(measure.heading for measure in shown)]
-    return Table("All configurations", head, rows, numbers=frozenset(range(3, len(head))))
+    start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]
+    head = [*start, *(measure.heading for measure in shown)]
+    caption = f"{works[0]}." if len(works) == 1 else ""
+    return Table("All configurations", head, rows, caption, _from(len(start), head))
 
 
 def _ended(one: Configuration) -> str:
