@@ -95,12 +95,20 @@ def _loads(row: Row) -> list[Row]:
 
 
 def group(rows: Sequence[Row]) -> list[Configuration]:
-    """The configurations of comparable rows (see :mod:`grpo_lab.report.context`), in the order of the rows."""
+    """The configurations of comparable rows (see :mod:`grpo_lab.report.context`), in the order of their axes."""
     together: dict[str, list[Row]] = {}
     for row in per_load(rows):
         together.setdefault(json.dumps(asked(row), sort_keys=True, default=str), []).append(row)
     names = distinguishing([asked(several[0]) for several in together.values()])
-    return [_configuration(several, names) for several in together.values()]
+    return sorted((_configuration(several, names) for several in together.values()), key=_place)
+
+
+def _place(one: Configuration) -> list[tuple[bool, float, str]]:
+    """Numbers in the order of numbers."""
+    return [
+        (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
+        for value in one.axes.values()
+    ]
 
 
 def _configuration(rows: Sequence[Row], names: Sequence[str]) -> Configuration:

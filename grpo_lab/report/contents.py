@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_lab import store
-from grpo_lab.report import configurations, context, curves, folder, pictures, published, rows, tables
+from grpo_lab.report import configurations, context, curves, folder, measures, pictures, published, rows, tables
 from grpo_lab.report.configurations import Configuration
-from grpo_lab.report.measures import HEADLINES, Measure, of_kind
 from grpo_lab.report.pictures import Picture
 from grpo_lab.report.tables import Table
 from grpo_lab.store import Row, Sweep
@@ -51,16 +50,12 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
     return Contents(
         title=", ".join(one.absolute().name for one in folders),
         facts=_facts(found.rows, sweep),
-        glance=tables.comparisons(several, _headlines(kind)),
+        glance=tables.comparisons(several, measures.headlines(kind)),
         tables=[tables.results(several, kind), *([beside] if beside else [])],
         pictures=_pictures(several, drawn, kind),
         troubles=[one for one in troubles if one],
         runs=rows.table([*found.rows, *found.aside]),
     )
-
-
-def _headlines(kind: str) -> list[Measure]:
-    return [one for column in HEADLINES[kind] for one in of_kind(kind) if one.column == column]
 
 
 def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Curve]], kind: str) -> list[Picture]:

@@ -113,6 +113,10 @@ def of_kind(kind: str) -> Sequence[Measure]:
     return KINDS[kind]
 
 
+def headlines(kind: str = "train") -> list[Measure]:
+    return [one for column in HEADLINES[kind] for one in of_kind(kind) if one.column == column]
+
+
 def read(row: Row) -> dict[str, Estimate]:
     """Column -> estimate, of one run (or one load of it); what was not measured, or is no number, is not in it."""
     found = {one.column: estimate(_at(row, one.path or one.column)) for one in of_kind(row.get("kind", "train"))}

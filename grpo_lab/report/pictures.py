@@ -69,6 +69,9 @@ class Picture:
         """The SVG with its light colours in it, for a file of its own or a notebook."""
         return re.sub(r"var\(--([\w-]+)\)", lambda found: LIGHT[found[1]], self.svg)
 
+    _repr_svg_ = standalone
+    """How a notebook shows it."""
+
 
 LIGHT = {
     **{"ink": "#1b2430", "soft": "#566170", "line": "#d5dbe3", "page": "#ffffff"},
@@ -94,7 +97,7 @@ def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture
     for (work, mode), several in together.items():
         cells = {(int(one.asked.get("tp", 1)), int(one.asked.get("dp", 1))): one for one in several}
         if len(cells) == len(several) >= 2:  # not where something else is varied too: a cell is one configuration
-            caption = f"{work}, {mode}. {measure.better} is better; the number is the estimate of the tables."
+            caption = f"{work}, {mode}; {measure.better} is better. The numbers are those of the tables."
             found.append(_picture(f"{measure.heading}: tp x dp", caption, _heatmap(cells, measure)))
     return found
 
@@ -169,27 +172,29 @@ def curve(column: str, curves: Sequence[Curve], configurations: Sequence[Configu
         axes.plot(one.step, one.mean, color=colour, linewidth=1.6, label=label)
         if one.runs > 1:
             axes.fill_between(one.step, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
-    if column == ACCURACY:
-        _held_out(axes, drawn, configurations)
+    held_out = column == ACCURACY and _held_out(axes, drawn, configurations)
     axes.set(xlabel="step", ylabel={REWARD: "reward", ACCURACY: "share right"}[column])
     axes.grid(axis="y", linewidth=0.7)
     _legend(figure, axes)
     title = {REWARD: "Reward", ACCURACY: "Accuracy"}[column]
     caption = "Line: mean over the runs of a configuration; band: from the lowest to the highest of them."
-    caption += " Dots: held-out pass@1 before and after, with its interval." if column == ACCURACY else ""
+    caption += " Dots: held-out pass@1 before and after, with its interval." if held_out else ""
     more = f" The first {len(drawn)} of {len(curves)} configurations." if len(curves) > len(drawn) else ""
     return _picture(f"{title} over the steps", caption + more, figure)
 
 
-def _held_out(axes: Axes, drawn: Sequence[Curve], configurations: Sequence[Configuration]) -> None:
-    by_name = {(one.work, one.way): one for one in configurations}
-    for colour, one in zip(SERIES, drawn, strict=False):
-        found = by_name.get((one.work, one.way))
-        for column, step in (("accuracy_before", 0.0), ("accuracy_after", float(one.step[-1]))):
-            if found and (estimate := found.estimates.get(column)):
-                axes.errorbar(
-                    [step], [estimate.value], yerr=_bars(estimate), fmt="o", color=colour, capsize=3, markersize=5
-                )
+def _held_out(axes: Axes, drawn: Sequence[Curve], configurations: Sequence[Configuration]) -> bool:
+    """Whether there were any."""
+    by_name = {(one.work, one.way): one.estimates for one in configurations}
+    told = [
+        (colour, step, estimate)
+        for colour, one in zip(SERIES, drawn, strict=False)
+        for column, step in (("accuracy_before", 0.0), ("accuracy_after", float(one.step[-1])))
+        if (estimate := by_name.get((one.work, one.way), {}).get(column))
+    ]
+    for colour, step, estimate in told:
+        axes.errorbar([step], [estimate.value], yerr=_bars(estimate), fmt="o", color=colour, capsize=3, markersize=5)
+    return bool(told)
 
 
 @_styled

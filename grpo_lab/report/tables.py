@@ -44,6 +44,9 @@ class Table:
         told = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"## {self.title}\n\n" + (f"{self.caption}\n\n" if self.caption else "") + told + "\n"
 
+    _repr_markdown_ = markdown
+    """How a notebook shows it."""
+
 
 def _plain(cell: Cell) -> str:
     text = " ".join(cell.text.replace("|", "\\|").split())
