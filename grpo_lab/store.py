@@ -273,14 +273,21 @@ def load(folder: Path) -> list[Row]:
 
     Runs below that were set aside are left out, evaluations are no runs, and trials of layouts no results.
     """
+    return [row(run) for run in runs(folder)]
+
+
+def runs(folder: Path) -> list[Run]:
+    """Every run at or below a folder that has ended; as for :func:`load`."""
     found = sorted(Path(folder).rglob("result.json"))
-    return [_flat(Run(path.parent)) for path in found if _is_run(path.relative_to(folder))]
+    return [Run(path.parent) for path in found if is_run(path.relative_to(folder))]
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a file, as seen from the folder that was asked for, is one of a run that counts."""
     return not {_EVALUATIONS, TRIALS} & set(path.parts) and not any(_SET_ASIDE.search(part) for part in path.parts)
 
 
-def _flat(run: Run) -> Row:
+def row(run: Run) -> Row:
+    """The result of a run that has ended, its metrics at the same level, and its `env`."""
     result = read_json(run.result)
     return {"run": str(run.folder), "env": read_json(run.env) or {}, **result.pop("metrics", {}), **result}

@@ -60,7 +60,7 @@ def conduct(config: Config, console: Console) -> float | None:
     results.check_objective(config.objective)
 
     def note(text: str) -> None:
-        console.print(f"  {'note':<9}{text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {'note':<10}{text}", highlight=False, markup=False, soft_wrap=True)
 
     machine = dataclasses.replace(read_machine(), hosts=read_hosts(config))
     config = settled(config, machine, say=note, trial=None if config.dry_run else lambda one: attempt(one, console))

@@ -62,9 +62,9 @@ def test_setting_aside_deletes_nothing(tmp_path: Path) -> None:
 def test_a_failed_run_is_a_row_with_its_reason(tmp_path: Path) -> None:
     make(tmp_path / "good", step_time_s={"median": 1.5, "ci95": [1.4, 1.6], "n": 8})
     make(tmp_path / "bad", status="failed")
-    rows = report.table(store.load(tmp_path))
-    shown = report.markdown(rows)
-    assert "1.500 (1.400 to 1.600)" in shown
-    assert "failed: out of memory" in shown
-    report.write_csv(rows, tmp_path / "table.csv")
-    assert len((tmp_path / "table.csv").read_text().splitlines()) >= 3
+    good, bad = sorted(report.table(store.load(tmp_path)), key=lambda row: str(row["status"]), reverse=True)
+    assert [good[f"step_time_s{end}"] for end in ("", "_low", "_high", "_n")] == [1.5, 1.4, 1.6, 8]
+    assert bad["failure"] == "oom"
+    assert bad["reason"] == "out of memory\nmore"
+    report.write_csv([good, bad], tmp_path / "table.csv")
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4, "a header, two rows, and one line break"
