@@ -134,7 +134,9 @@ class TimeoutsConfig:
     startup: float = 900.0
     """From the start of the server, and again of the trainer, until it is ready."""
     step: float = 1800.0
-    """For one training step."""
+    """For one training step, a checkpoint or 128 problems of an evaluation on each process."""
+    sync: float = 600.0
+    """For sending the weights to vLLM once, until it has loaded them."""
 
 
 @dataclass
