@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,9 @@ def from_hydra(composed: DictConfig) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write YAML. Secrets stay out; a run gets them through the environment."""
-    OmegaConf.save(OmegaConf.create(redact(asdict(config))), path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    OmegaConf.save(OmegaConf.create(redact(asdict(config))), draft)
+    draft.replace(path)  # a run that is killed here has this file whole, or none and is a new run
 
 
 def load(path: Path) -> Config:

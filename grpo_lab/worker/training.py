@@ -130,6 +130,7 @@ def _open_tracker(config: Config, run: Run, trainer: Trainer) -> tracker.Tracker
         group=config.sweep.name,
         tags=[config.model.name, config.vllm.mode, *config.sweep.overrides],
         config={**dataclasses.asdict(config), "overrides": dict(_pairs(config.sweep.overrides))},
+        earlier=run.rows(),
     )
 
 

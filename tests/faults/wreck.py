@@ -43,6 +43,7 @@ VICTIMS: dict[str, Callable[[list[str], dict[str, str]], bool]] = {
     "rank1": lambda argv, env: "grpo_lab.worker" in argv and env.get("RANK") == "1",
     "server": lambda argv, env: "vllm.entrypoints.cli.main" in argv,
     "engine": lambda argv, env: argv[0].startswith("VLLM::EngineCore"),
+    "fake_vllm": lambda argv, env: argv[1:2] != [] and argv[1].endswith("fake_vllm.py"),
 }
 """Of the processes that carry the run's mark."""
 
@@ -141,7 +142,6 @@ def expect_whole(run: Run) -> None:
     folders = [folder.name for folder in (run.folder / "wandb").glob("offline-run-*")]
     assert folders
     assert all(folder.endswith(f"-{identity}") for folder in folders)
-    seen: dict[int, dict[str, object]] = {}
-    for records in wandb_records(run.folder, identity):
-        seen |= history(records)
-    assert {step for step in seen if "loss" in seen[step]} == set(range(1, STEPS + 1))
+    newest = history(wandb_records(run.folder, identity)[-1])
+    assert [step for step in newest if "loss" in newest[step]] == list(range(1, STEPS + 1))
+    assert [newest[row["step"]]["loss"] for row in run.rows()] == [row["loss"] for row in run.rows()]
