@@ -80,7 +80,7 @@ REAL = [*STEADY, "vllm=server"]
         pytest.param("rank1", [*STEADY, "trainer_gpus=2"], marks=pytest.mark.nightly),
         pytest.param("server", REAL, marks=[pytest.mark.vllm, pytest.mark.nightly]),
         pytest.param("engine", REAL, marks=[pytest.mark.vllm, pytest.mark.nightly]),
-        pytest.param("fake_vllm", FAKED, marks=pytest.mark.vllm),
+        pytest.param("fake_vllm", FAKED, marks=[pytest.mark.vllm, pytest.mark.nightly]),
     ],
 )
 def test_a_stopped_process_ends_the_run(
