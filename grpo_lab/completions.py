@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from grpo_lab.store import Run
 
 
 def gather(run: Run) -> None:
     """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage."""
-    from pyarrow import concat_tables, parquet
+    from pyarrow import ArrowInvalid, concat_tables, parquet
 
-    files = sorted(run.step_completions.glob("completions_*.parquet"))
-    if files:
-        parquet.write_table(concat_tables([parquet.read_table(file) for file in files]), run.completions)
+    tables = []
+    for file in sorted(run.step_completions.glob("completions_*.parquet")):
+        with suppress(ArrowInvalid):  # TRL was killed while it wrote this one
+            tables.append(parquet.read_table(file))
+    if tables:
+        parquet.write_table(concat_tables(tables), run.completions)

@@ -23,8 +23,13 @@ from grpo_lab.plan import Command, Plan
 from grpo_lab.processes import Child
 from grpo_lab.server import ServerError, attach, vllm_server
 from grpo_lab.store import Row, Run
+from grpo_lab.watchdog import Watchdog
 
 POLL_S = 0.2
+SERVER_ENDS_S = 12.0
+"""Two of the server's health checks, and a little."""
+KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that come from outside; others are crashes."""
 
 
 class RunFailed(RuntimeError):
@@ -204,7 +209,7 @@ def train(
     told, log = False, Log(run.worker_log)
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(Child(one.argv, env=one.env, log=run.worker_log)) for one in plan.trainer]
-        started = time.time()
+        watchdog = Watchdog(run, config.timeouts)
         while (code := ended(children)) is None:
             time.sleep(POLL_S)
             if stop.hard:
@@ -215,7 +220,10 @@ def train(
             progress.update()
             if check_server is not None:
                 check_server()
-            check_pace(run, config, started)
+            if overdue := watchdog.overdue():
+                raise Failure("timeout", with_server_log(overdue, run), run.worker_log)
+        if code != 0 and check_server is not None:
+            await_server_s_end(check_server)
     if code != 0:
         raise failure_of(run, code, log)
 
@@ -226,22 +234,30 @@ def ended(children: Sequence[Child]) -> int | None:
     return next((code for code in codes if code), None if None in codes else 0)
 
 
-def check_pace(run: Run, config: Config, started: float) -> None:
-    """Raises Failure when the worker has shown no progress for longer than the time limit of its phase."""
-    begun = run.progress.exists()
-    limit = config.timeouts.step if begun else config.timeouts.startup
-    quiet = time.time() - (run.progress.stat().st_mtime if begun else started)
-    if quiet > limit:
-        key = "timeouts.step" if begun else "timeouts.startup"
-        raise Failure("timeout", f"no progress for {quiet:.0f} s ({key}={limit:g})", run.worker_log)
+def await_server_s_end(check_server: Callable[[], None]) -> None:
+    """Raises ServerError if the server ends shortly after the trainer: the trainer then failed because of it, and
+    noticed first. vLLM takes some five seconds to notice the death of an engine."""
+    deadline = time.monotonic() + SERVER_ENDS_S
+    while time.monotonic() < deadline:
+        check_server()
+        time.sleep(POLL_S)
+
+
+def with_server_log(message: str, run: Run) -> str:
+    """The message and what the run's server said last, if it has one."""
+    return f"{message}\n{Log(run.server_log, whole=True).tail()}" if run.server_log.is_file() else message
 
 
 def failure_of(run: Run, code: int, log: Log) -> Failure:
     """What the worker said itself, otherwise what its exit code and the end of its log say."""
     said = (store.read_json(run.outcome) or {}).get("failure")
+    number = -code if code < 0 else code - 128  # the second is srun's, of a command on another machine
+    if number not in KILLING:
+        number = next((number for number in log.signals() if number in KILLING), 0)
+    if number and (not said or said["class"] == "worker_crash"):  # one rank was, the others failed because of it
+        memory = "; out of host memory?" if number == signal.SIGKILL else ""
+        return Failure("killed", f"the worker was killed (signal {number}){memory}", run.worker_log)
     if said:
-        return Failure(said["class"], said["message"], run.worker_log)
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):  # the second is srun's, of a command on another machine
-        return Failure("killed", "the worker was killed (signal 9); out of host memory?", run.worker_log)
+        return Failure(said["class"], with_server_log(said["message"], run), run.worker_log)
     said = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
     return Failure("worker_crash", "\n".join(said), run.worker_log)

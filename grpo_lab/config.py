@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,9 @@ class TimeoutsConfig:
     startup: float = 900.0
     """From the start of the server, and again of the trainer, until it is ready."""
     step: float = 1800.0
-    """For one training step."""
+    """For one training step, a checkpoint or 128 problems of an evaluation on each process."""
+    sync: float = 600.0
+    """For sending the weights to vLLM once, until it has loaded them."""
 
 
 @dataclass
@@ -333,7 +336,9 @@ def from_hydra(composed: DictConfig) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write YAML. Secrets stay out; a run gets them through the environment."""
-    OmegaConf.save(OmegaConf.create(redact(asdict(config))), path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    OmegaConf.save(OmegaConf.create(redact(asdict(config))), draft)
+    draft.replace(path)  # a run that is killed here has this file whole, or none and is a new run
 
 
 def load(path: Path) -> Config:

@@ -23,12 +23,16 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-class Log:
-    """A child's log from where it stood when this was made."""
+SIGNAL = re.compile(r"^\s*traceback : Signal (\d+) \(\w+\) received by PID \d+")
+"""torch's launcher of several processes, on one of them."""
 
-    def __init__(self, path: Path) -> None:
+
+class Log:
+    """A child's log from where it stood when this was made, or as a `whole`."""
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
         self.path = path
-        self._start = path.stat().st_size if path.exists() else 0
+        self._start = path.stat().st_size if path.exists() and not whole else 0
 
     def lines(self, last_bytes: int) -> list[str]:
         """The last lines that say something, without vLLM's prefixes."""
@@ -50,6 +54,10 @@ class Log:
         lines = self.lines(32768)
         at = [index for index, line in enumerate(lines) if line.startswith("error: ")]
         return "\n".join(lines[at[-1] :]).removeprefix("error: ") if at else self.tail()
+
+    def signals(self) -> list[int]:
+        """Those that ended processes of several, in the order of their report."""
+        return [int(match[1]) for line in self.lines(32768) if (match := SIGNAL.match(line))]
 
     def causes(self, count: int = 3) -> list[str]:
         """The exceptions in it, first the first: what came later mostly only followed from it."""

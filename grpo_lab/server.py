@@ -28,6 +28,7 @@ HEALTH_EVERY_S = 5.0
 PROGRESS_EVERY_S = 1.0
 ANSWER_S = 5.0  # for one request; while it loads, a server that does not answer is asked again
 SERVER_INFO_S = 90.0  # vLLM collects facts about the host, by commands, before its first answer
+BROKEN_S = 1.0  # a server whose connections break may be about to end
 ANSWER_BYTES = 16 * 2**20
 
 
@@ -212,6 +213,7 @@ def inspect(url: str, *, child: Child | None = None, log: Log | None = None) -> 
         return _info(models[0], world_size, config, _version(url))
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         if child is not None and log is not None:
+            time.sleep(BROKEN_S)
             _raise_if_ended(child, log)
         message = f"{url} does not answer like vLLM with VLLM_SERVER_DEV_MODE=1: {type(error).__name__}: {error}"
         raise ServerError("error", message) from error

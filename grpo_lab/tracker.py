@@ -99,14 +99,22 @@ def open_tracker(
     group: str | None,
     tags: Sequence[str],
     config: Mapping[str, Any],
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Tracker:
-    """Start or continue the run `run_id`; wandb's files go into `folder`. Secrets in `config` are hidden."""
+    """Start or continue the run `run_id`; wandb's files go into `folder`. Secrets in `config` are hidden.
+
+    `earlier`: the rows, each with its `step`, of a run that goes on.
+    """
     check(settings)
     if settings.kind == "none" or settings.mode == "disabled":
         return _Nowhere()
     if settings.kind == "trackio":
         return _Trackio(settings, run_id, name, group, tags, redact(config))
-    return _Wandb(settings, folder, run_id, name, group, tags, redact(config))
+    opened = _Wandb(settings, folder, run_id, name, group, tags, redact(config))
+    if settings.mode == "offline":
+        for row in earlier:
+            opened.log(row, row["step"])
+    return opened
 
 
 class _Nowhere:
@@ -124,7 +132,9 @@ class _Nowhere:
 
 
 class _Wandb:
-    """Offline, a continued run gets one more `offline-run-*` folder of the same id; `wandb sync` joins."""
+    """Offline, a continued run gets one more `offline-run-*` folder of the same id, which holds the run from its first
+    step: the one before lacks what was logged in the last second before a kill, and of two folders that are uploaded
+    under one id the second replaced the first in many releases (wandb issue 3841)."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,7 +191,10 @@ def git_commit() -> str | None:
 
 def main() -> None:
     """Exit code 0: finished. 1: failed. 2: refused. 128 + signal: stopped."""
-    sys.exit(run_app(app))
+    try:
+        sys.exit(run_app(app))
+    except KeyboardInterrupt:  # while nothing runs yet, or not any more: else the conductor has its own way
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

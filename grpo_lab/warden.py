@@ -199,6 +199,7 @@ class Tree:
     def end(self, grace_s: float) -> list[int]:
         """SIGTERM, grace, SIGKILL; returns who is left, which is nobody unless the kernel does not let go."""
         self._signal_all(signal.SIGTERM)
+        self._signal_all(signal.SIGCONT)  # a stopped process gets the first when it goes on
         started = time.monotonic()
         while self.alive() and time.monotonic() - started < self._grace(grace_s):
             self.owner.listen(timeout_s=0.1)

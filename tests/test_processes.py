@@ -131,11 +131,17 @@ def test_wait_times_out_and_stop_ends(tmp_path: Path, mark: str) -> None:
     assert not marked(mark)
 
 
+def test_stop_of_a_stopped_process_needs_no_grace(tmp_path: Path) -> None:
+    child = Child(python("import time; time.sleep(300)"), env={}, log=tmp_path / "log")
+    os.kill(child.pid, signal.SIGSTOP)
+    assert child.stop(grace_s=10) == -signal.SIGTERM  # SIGKILL after the grace otherwise
+
+
 def test_stop_of_a_deaf_tree(tmp_path: Path, mark: str) -> None:
     ready = tmp_path / "ready"
     with Child(python(DEAF_TREE + SLEEP, ready), env={}, log=tmp_path / "log") as child:
         until(ready.exists)
-        assert len(marked(mark)) == 5  # the warden, the command and its three
+        until(lambda: len(marked(mark)) == 5)  # the warden, the command and its three
         started = time.monotonic()
         assert child.stop(grace_s=0.5) == -signal.SIGKILL
         assert 0.5 <= time.monotonic() - started < 5

@@ -226,6 +226,8 @@ def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, h
     env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
+        # For several processes accelerate says `cpu:0`, which torch.load cannot restore a checkpoint to.
+        env["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if config.distributed.offload and config.distributed.kind == "fsdp2":
         # Read by accelerate before it knows the plan: gradients in the host's memory are reduced over gloo.
         env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}

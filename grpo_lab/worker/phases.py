@@ -14,12 +14,18 @@ from grpo_lab.worker import algorithms
 from grpo_lab.worker.algorithms import Trainer
 
 PHASES = results.PHASES
+ANNOUNCED = ("sync", "generate")
+"""Phases that wait for somebody else: once each for a batch of completions."""
 
 
 class Clock:
-    """Seconds of the step at hand by phase. What runs in no section is `other`; a pause is no part of the step."""
+    """Seconds of the step at hand by phase. What runs in no section is `other`; a pause is no part of the step.
 
-    def __init__(self) -> None:
+    `announce` is told each phase of ANNOUNCED as it begins, and at its end the one around it or None.
+    """
+
+    def __init__(self, announce: Callable[[str | None], None] = lambda phase: None) -> None:
+        self._announce = announce
         self._stack = ["other"]
         self._since = time.perf_counter()
         self._seconds: dict[str, float] = {}
@@ -30,11 +36,15 @@ class Clock:
     def section(self, phase: str) -> Iterator[None]:
         self._charge()
         self._stack.append(phase)
+        if phase in ANNOUNCED:
+            self._announce(phase)
         try:
             yield
         finally:
             self._charge()
             self._stack.pop()
+            if phase in ANNOUNCED:
+                self._announce(self.inside if self.inside in ANNOUNCED else None)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:

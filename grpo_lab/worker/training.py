@@ -35,15 +35,20 @@ from grpo_lab.worker.recording import (
     save_after_failure,
 )
 
-FAILURES: tuple[tuple[type[BaseException], str], ...] = (
+FAILURES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (rewarding.BadReward, "bad_reward"),
     (BadData, "bad_data"),
     (NotANumber, "nan"),
     (StaleWeights, "error"),
     (torch.cuda.OutOfMemoryError, "oom"),
-    (requests.exceptions.ConnectionError, "server_died"),
+    ((requests.exceptions.ConnectionError, requests.exceptions.RetryError, ConnectionError), "server_died"),
+    (requests.exceptions.ChunkedEncodingError, "server_died"),
+    (requests.exceptions.RequestException, "error"),
+    (KeyboardInterrupt, "killed"),
 )
 """Exceptions with a class of their own in result.json; every other one is a `worker_crash`."""
+REFUSED = "Request failed: "
+"""TRL's client on an answer other than 200, as a plain Exception."""
 
 
 def train(folder: Path, *, started: float) -> None:
@@ -58,9 +63,20 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     sys.__excepthook__(kind, error, trace)
     said = store.read_json(run.outcome) or {}
     if "failure" not in said:
-        known = next((name for expected, name in FAILURES if issubclass(kind, expected)), "worker_crash")
-        failure = {"class": known, "message": str(error) or kind.__name__, "log": str(run.worker_log)}
+        known, message = _explain(error)
+        failure = {"class": known, "message": message, "log": str(run.worker_log)}
         store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Class and message."""
+    if type(error) is Exception and str(error).startswith(REFUSED):
+        status = str(error).removeprefix(REFUSED)
+        return "server_died" if status.startswith("5") else "error", f"the vLLM server answered {status}"
+    known = next((name for expected, name in FAILURES if isinstance(error, expected)), None)
+    if known is None:
+        return "worker_crash", f"{type(error).__name__}: {error}"
+    return known, str(error) or type(error).__name__
 
 
 def _train(run: Run, started: float) -> None:
@@ -69,8 +85,9 @@ def _train(run: Run, started: float) -> None:
     trainer = build_trainer(config, plan, training)
     batch = Batch(**plan["batch"])
     log = _open_tracker(config, run, trainer)
-    clock = Clock()
+    clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
     attach(clock, trainer)
+    _train_only_what_is_left(trainer)
     recorder = Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
     trainer.add_callback(recorder)
     if config.vllm.mode != "off" and config.vllm.check_sync_every:
@@ -114,12 +131,34 @@ def _open_tracker(config: Config, run: Run, trainer: Trainer) -> tracker.Tracker
         group=config.sweep.name,
         tags=[config.model.name, config.vllm.mode, *config.sweep.overrides],
         config={**dataclasses.asdict(config), "overrides": dict(_pairs(config.sweep.overrides))},
+        earlier=run.rows(),
     )
 
 
 def _pairs(overrides: list[str]) -> list[list[str]]:
     """`key=value` as key and value."""
     return [text.split("=", 1) for text in overrides if "=" in text]
+
+
+def _tell(run: Run, doing: str | None) -> None:
+    """What the worker is waiting for, beside where it is, for the conductor's watchdog."""
+    told = store.read_json(run.progress)
+    if told:
+        store.write_json(run.progress, {**told, "doing": doing})
+
+
+def _train_only_what_is_left(trainer: Trainer) -> None:
+    """transformers 5.17 trains one step more when it goes on from the checkpoint of the last one, which a run does
+    that ended in its last evaluation. Its state of the random generators is that in which the evaluation began."""
+    run_epoch = trainer._run_epoch
+
+    def unless_done(*, resume_from_checkpoint: Any, **given: Any) -> None:
+        if trainer.state.global_step < trainer.state.max_steps:
+            run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
+        else:
+            trainer._load_rng_state(resume_from_checkpoint)
+
+    trainer._run_epoch = unless_done
 
 
 class _Course(TrainerCallback):
@@ -161,6 +200,7 @@ class _Course(TrainerCallback):
     def _evaluate(self, moment: str) -> None:
         if self.held_out is None:
             return
+        self._progress(f"evaluating {moment}", 0, len(self.held_out))
         marks = evaluate(
             self.trainer, self.held_out, lambda done, total: self._progress(f"evaluating {moment}", done, total)
         )
@@ -169,4 +209,4 @@ class _Course(TrainerCallback):
 
     def _progress(self, phase: str, done: int, total: int) -> None:
         if self.trainer.is_world_process_zero():
-            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total})
+            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total, "doing": None})

@@ -33,7 +33,7 @@ def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
         finally:
             vllm_generation.LLM = original
     elif plan["weight_transfer"] == "gloo":
-        with weight_transfer.use_gloo_client():
+        with weight_transfer.use_gloo_client(timeout_s=2 * config.timeouts.sync):  # the watchdog comes first
             yield
     else:
         yield
