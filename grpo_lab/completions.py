@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from grpo_lab.disk import writing
 from grpo_lab.store import Run
 
 
 def gather(run: Run) -> None:
-    """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage."""
-    from pyarrow import concat_tables, parquet
+    """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage.
 
-    files = sorted(run.step_completions.glob("completions_*.parquet"))
-    if files:
-        parquet.write_table(concat_tables([parquet.read_table(file) for file in files]), run.completions)
+    A file that a kill or a full disk has torn is left out. Raises DiskFull.
+    """
+    from pyarrow import ArrowInvalid, concat_tables, parquet
+
+    tables, needed = [], 0
+    for file in sorted(run.step_completions.glob("completions_*.parquet")):
+        with contextlib.suppress(ArrowInvalid):
+            tables.append(parquet.read_table(file))
+            needed += file.stat().st_size
+    draft = run.completions.with_name(f".{run.completions.name}")
+    try:
+        if tables:
+            with writing(run.completions, needed):
+                parquet.write_table(concat_tables(tables), draft)
+            draft.replace(run.completions)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from grpo_lab.redaction import redact
+from grpo_lab.store import write_text
 from grpo_lab.sweep.naming import sweep_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -200,6 +201,8 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     objective: str = "accuracy_after"
     """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
+    stop_on_nan: bool = True
+    """End the run (`nan`) at the first NaN or infinite loss, gradient, reward or weight. false: count it and go on."""
     warmup_steps: int = 2
     """First steps that every timing leaves out."""
     dry_run: bool = False
@@ -217,6 +220,7 @@ _NOT_IDENTITY = (
     "sweep",
     "objective",
     "evaluate",
+    "stop_on_nan",  # it decides how far a run comes, not what its steps compute
 )
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options")
 
@@ -241,7 +245,7 @@ def from_hydra(composed: DictConfig) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write YAML. Secrets stay out; a run gets them through the environment."""
-    OmegaConf.save(OmegaConf.create(redact(asdict(config))), path)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(redact(asdict(config)))))
 
 
 def load(path: Path) -> Config:

@@ -18,27 +18,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from grpo_lab import config as configuration
 from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
+from grpo_lab.disk import DiskFull, is_full
 from grpo_lab.plan import Batch
 from grpo_lab.store import Run
-from grpo_lab.worker import algorithms, rewarding, vllm
+from grpo_lab.worker import algorithms, rewarding, saving, vllm
 from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.evaluation import evaluate
 from grpo_lab.worker.loading import BadData, check_lengths, load_data
 from grpo_lab.worker.phases import Clock, attach
 from grpo_lab.worker.recording import (
-    NotANumber,
     Recorder,
     StaleWeights,
     StopOnRequest,
     SyncCheck,
     peak_memory_gib,
-    save_after_failure,
 )
+from grpo_lab.worker.soundness import BROKEN_SAMPLING, NotANumber, Soundness
 
 FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (rewarding.BadReward, "bad_reward"),
     (BadData, "bad_data"),
     (NotANumber, "nan"),
+    (DiskFull, "disk_full"),
     (StaleWeights, "error"),
     (torch.cuda.OutOfMemoryError, "oom"),
     (requests.exceptions.ConnectionError, "server_died"),
@@ -58,9 +59,21 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     sys.__excepthook__(kind, error, trace)
     said = store.read_json(run.outcome) or {}
     if "failure" not in said:
-        known = next((name for expected, name in FAILURES if issubclass(kind, expected)), "worker_crash")
+        error = _recognized(error, run)
+        known = next((name for expected, name in FAILURES if isinstance(error, expected)), "worker_crash")
+        if known == "disk_full":
+            run.ballast.unlink(missing_ok=True)
         failure = {"class": known, "message": str(error) or kind.__name__, "log": str(run.worker_log)}
         store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
+
+
+def _recognized(error: BaseException, run: Run) -> BaseException:
+    """The failure behind an exception of somebody else's code."""
+    if BROKEN_SAMPLING in str(error):
+        return NotANumber(f"the model's probabilities are NaN or infinite, so its weights are broken ({error})")
+    if not isinstance(error, DiskFull) and is_full(error, run.folder):
+        return DiskFull(Path(getattr(error, "filename", None) or run.folder))
+    return error
 
 
 def _train(run: Run, started: float) -> None:
@@ -71,12 +84,14 @@ def _train(run: Run, started: float) -> None:
     log = _open_tracker(config, run, trainer)
     clock = Clock()
     attach(clock, trainer)
-    trainer.add_callback(
-        Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
-    )
+    soundness = Soundness(trainer, stop=config.stop_on_nan)
+    saving.attach(trainer, run, soundness)
+    devices = {"devices": plan["devices"], "generating": plan["generating_devices"]}
+    trainer.add_callback(Recorder(run, clock, batch, **devices, tracker=log, soundness=soundness))
     if config.vllm.mode != "off" and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
     trainer.add_callback(StopOnRequest(run))
+    trainer.add_callback(saving.AtBlockEnds())
     trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
     checkpoint = run.last_checkpoint()
     finished = False
@@ -84,7 +99,7 @@ def _train(run: Run, started: float) -> None:
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
         finished = trainer.state.global_step >= trainer.state.max_steps
     except rewarding.BadReward:
-        save_after_failure(trainer)
+        saving.save_after_failure(trainer)
         raise
     finally:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)
