@@ -73,6 +73,8 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
     terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
     if failed := result["failure"]:
         terminal.failure(console, failed)
+        if not run.result.is_file():
+            console.print(f"  cannot write {run.result}: no room on the disk", highlight=False, soft_wrap=True)
         raise RunFailed(failed["message"])
     return result
 
@@ -85,8 +87,9 @@ def sum_up(run: Run, config: Config, plan: Plan, failed: Row | None, server: Row
     except DiskFull as error:
         failed = failed or Failure("disk_full", str(error)).row
     result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=server)
-    try:
+    with contextlib.suppress(DiskFull):  # a run is none the worse for a missing picture
         curve.draw(run, result)
+    try:
         store.write_json(run.result, result)
     except DiskFull as error:
         result |= {"status": "failed", "failure": failed or Failure("disk_full", str(error)).row}

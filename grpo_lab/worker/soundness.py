@@ -121,6 +121,6 @@ class Soundness:
         """Before they are saved: one pass over this rank's part of them. Raises NotANumber."""
         weights = [getattr(one, "_local_tensor", one).detach() for one in self.trainer.model.parameters()]
         weights = [weight for weight in weights if weight.is_floating_point() and weight.numel()]
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(weights, float("inf"))])
-        if self.stop and not torch.isfinite(norms).all():
+        norms = [norm.float() for norm in torch._foreach_norm(weights, float("inf"))] if weights else []
+        if self.stop and norms and not torch.isfinite(torch.stack(norms)).all():
             raise NotANumber(f"step {self.trainer.state.global_step}: weights not finite")

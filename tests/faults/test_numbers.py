@@ -17,6 +17,8 @@ from tests.conftest import SHORT, cli
 
 QUICK = [*SHORT, "eval.enabled=false", "grpo.save_steps=1", "grpo.generation_batch_size=16", "rewards=[]"]
 
+TOKENIZER = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+
 
 def reward(function: str, **parameters: Any) -> list[str]:
     given = {"_target_": f"tests.faults.rewards.{function}", **parameters}
@@ -44,8 +46,7 @@ def test_a_nan_reward_ends_the_run_and_the_checkpoint_before_it_stays(runs: Path
 
 def test_rewards_that_are_no_numbers_are_counted_where_the_user_goes_on(runs: Path) -> None:
     """And completions without a character, which the only token left, the end, makes of every one."""
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
-    others = sorted(set(range(len(tokenizer))) - {tokenizer.eos_token_id})
+    others = sorted(set(range(len(TOKENIZER))) - {TOKENIZER.eos_token_id})
     silent = f"grpo.generation_kwargs={{suppress_tokens:{others}}}".replace(" ", "")
     asked = [*QUICK, *reward("number", steps="{2:nan,3:inf}"), silent, "stop_on_nan=false"]
     ended = cli(*asked, f"runs_dir={runs}", "name=on")
@@ -63,7 +64,8 @@ def test_rewards_that_are_no_numbers_are_counted_where_the_user_goes_on(runs: Pa
 
 
 def test_equal_rewards_and_truncated_completions_are_said_early_and_at_the_end(runs: Path) -> None:
-    asked = [*QUICK, *reward("constant"), "grpo.max_completion_length=2", "grpo.max_steps=12", "grpo.save_steps=12"]
+    asked = [*QUICK, *reward("constant"), "grpo.max_completion_length=4", "grpo.max_steps=12", "grpo.save_steps=12"]
+    asked += [f"grpo.generation_kwargs={{suppress_tokens:[{TOKENIZER.eos_token_id}]}}"]
     ended = cli(*asked, f"runs_dir={runs}", "name=idle")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = store.read_json(Run(runs / "idle").result)["warnings"]
