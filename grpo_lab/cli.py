@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from grpo_lab.config import CONF, Config
+from grpo_lab.disk import is_full
 from grpo_lab.errors import PointFailed, RequestError, nearest
 
 
@@ -32,6 +34,11 @@ def run_app(app: Callable[[], Any]) -> int:
     except (HydraException, OmegaConfBaseException, MissingConfigException, RequestError) as error:
         return refuse(explain(error))
     except PointFailed:
+        return 1
+    except OSError as error:
+        if not is_full(error, Path.cwd()):
+            raise
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
         # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import contextlib
 
+from grpo_lab.disk import writing
 from grpo_lab.store import Run
 
 
 def gather(run: Run) -> None:
-    """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage."""
+    """Write completions.parquet, if there are any: step, prompt, completion, one column a reward, advantage.
+
+    A file that a kill or a full disk has torn is left out. Raises DiskFull.
+    """
     from pyarrow import ArrowInvalid, concat_tables, parquet
 
-    tables = []
+    tables, needed = [], 0
     for file in sorted(run.step_completions.glob("completions_*.parquet")):
-        with suppress(ArrowInvalid):  # TRL was killed while it wrote this one
+        with contextlib.suppress(ArrowInvalid):
             tables.append(parquet.read_table(file))
-    if tables:
-        parquet.write_table(concat_tables(tables), run.completions)
+            needed += file.stat().st_size
+    draft = run.completions.with_name(f".{run.completions.name}")
+    try:
+        if tables:
+            with writing(run.completions, needed):
+                parquet.write_table(concat_tables(tables), draft)
+            draft.replace(run.completions)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from grpo_lab import completions, curve, results, store
 from grpo_lab import console as terminal
 from grpo_lab.config import Config
+from grpo_lab.disk import DiskFull, is_full, nearly_full
 from grpo_lab.engine import ServerPlan
 from grpo_lab.logs import Log
 from grpo_lab.machine import gpu_memory_gib
@@ -86,18 +87,38 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
         except ServerError as error:
             log = str(run.server_log) if run.server_log.is_file() else None
             failed = {"class": error.failure_class, "message": str(error), "log": log}
+        except OSError as error:
+            if not is_full(error, run.folder):
+                raise
+            failed = Failure("disk_full", str(error)).row
         except KeyboardInterrupt:
             stop.hard = True
     if stop.asked and not ended_by_itself(run):
         raise interrupted(run, stop, console)
-    completions.gather(run)
-    result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
-    curve.draw(run, result)
-    store.write_json(run.result, result)
+    result = sum_up(run, config, plan, failed, seen)
     terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
-    if failed:
+    if failed := result["failure"]:
         terminal.failure(console, failed)
+        if not run.result.is_file():
+            console.print(f"  cannot write {run.result}: no room on the disk", highlight=False, soft_wrap=True)
         raise RunFailed(failed["message"])
+    return result
+
+
+def sum_up(run: Run, config: Config, plan: Plan, failed: Row | None, server: Row) -> Row:
+    """Write what a run leaves; the result. A disk without room for it makes the run a failed one."""
+    run.ballast.unlink(missing_ok=True)
+    try:
+        completions.gather(run)
+    except DiskFull as error:
+        failed = failed or Failure("disk_full", str(error)).row
+    result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=server)
+    with contextlib.suppress(DiskFull):  # a run is none the worse for a missing picture
+        curve.draw(run, result)
+    try:
+        store.write_json(run.result, result)
+    except DiskFull as error:
+        result |= {"status": "failed", "failure": failed or Failure("disk_full", str(error)).row}
     return result
 
 
@@ -259,5 +280,7 @@ def failure_of(run: Run, code: int, log: Log) -> Failure:
         return Failure("killed", f"the worker was killed (signal {number}){memory}", run.worker_log)
     if said:
         return Failure(said["class"], with_server_log(said["message"], run), run.worker_log)
+    if nearly_full(run.folder):
+        return Failure("disk_full", str(DiskFull(run.folder)), run.worker_log)
     said = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
     return Failure("worker_crash", "\n".join(said), run.worker_log)

@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from grpo_lab.redaction import redact
 from grpo_lab.resolvers import pick, quotient
+from grpo_lab.store import write_text
 from grpo_lab.sweep.naming import sweep_name
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -271,6 +272,8 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     objective: str = "accuracy_after"
     """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
+    stop_on_nan: bool = True
+    """End the run (`nan`) at the first NaN or infinite loss, gradient, reward or weight. false: count it and go on."""
     fit: str = "refuse"
     """What cannot fit into the GPUs' memory: `refuse` where it is certain, with a warning where it is close; `warn`;
     `off`."""
@@ -302,6 +305,7 @@ _NOT_IDENTITY = (
     "layout",
     "plan",
     "publish",
+    "stop_on_nan",  # it decides how far a run comes, not what its steps compute
 )
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""
@@ -336,9 +340,7 @@ def from_hydra(composed: DictConfig) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write YAML. Secrets stay out; a run gets them through the environment."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    OmegaConf.save(OmegaConf.create(redact(asdict(config))), draft)
-    draft.replace(path)  # a run that is killed here has this file whole, or none and is a new run
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(redact(asdict(config)))))
 
 
 def load(path: Path) -> Config:

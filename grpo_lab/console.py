@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from grpo_lab import store
+from grpo_lab import health, store
 from grpo_lab.config import Config
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan
@@ -76,6 +76,8 @@ class Progress:
         self._printed, self._printed_at = "", float("-inf")
         self._rows: list[Row] = []
         self._offset = 0
+        self._judged = 0
+        self._warned: set[str] = set()
         self._started = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -115,7 +117,17 @@ class Progress:
             self.show(f"{progress['phase']}{count} | {clock(waited)}")
             return
         rows = self.rows
+        self._warn(rows)
         self.show(step_line(rows, progress["total"]) if rows else f"training: first step | {clock(waited)}")
+
+    def _warn(self, rows: Sequence[Row]) -> None:
+        """Say each sign of ill health once, when it first shows."""
+        for end in range(self._judged + 1, len(rows) + 1):
+            for name, words in health.shown_by(rows[max(0, end - health.STREAK) : end]):
+                if name not in self._warned:
+                    self._warned.add(name)
+                    self.say(f"warning: {words}")
+        self._judged = len(rows)
 
 
 def step_line(rows: Sequence[Row], total: int) -> str:
@@ -159,6 +171,7 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
         say.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
         say += _bars(metrics["time_s"])
         say.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
+    say += [f"  warning          {sign['message']}" for sign in result.get("warnings", {}).values()]
     say.append(f"  files            {run.folder}")
     if run.reward_curve.is_file():
         say.append(f"  picture          {run.reward_curve}")

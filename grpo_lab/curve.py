@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from grpo_lab.disk import DiskFull, writing
 from grpo_lab.store import Row, Run
 
 
 def draw(run: Run, result: Row) -> None:
-    """Write reward_curve.png. Matplotlib is imported here: it takes longer than the rest of the conductor."""
+    """Write reward_curve.png. Raises DiskFull, with no torn file left.
+
+    Matplotlib is imported here: it takes longer than the rest of the conductor.
+    """
     from matplotlib.figure import Figure
 
     rows = [row for row in run.rows() if row.get("reward") is not None]
@@ -35,7 +39,12 @@ def draw(run: Run, result: Row) -> None:
     axes.set(xlabel="step", ylabel="reward, accuracy", title=run.folder.name)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(run.reward_curve)
+    try:
+        with writing(run.reward_curve):
+            figure.savefig(run.reward_curve)
+    except DiskFull:
+        run.reward_curve.unlink(missing_ok=True)
+        raise
 
 
 def _smooth(values: list[float], window: int) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from grpo_lab import policy, stats, store
+from grpo_lab import health, policy, stats, store
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.plan import Plan
@@ -53,6 +53,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "steps": len(rows),
         "warmup_steps": config.warmup_steps,
         "data": outcome.get("data"),
+        "warnings": health.warnings(rows),
         "metrics": {
             **accuracy(run),
             "reward_last": _reward_last(rows),

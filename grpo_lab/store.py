@@ -1,4 +1,4 @@
-"""The run folder: every file name, every read and write of it. Standard library only.
+"""The run folder: every file name, every read and write of it. No heavy imports.
 
 The conductor and the worker meet nowhere else. JSON files appear whole, by rename, or not at all.
 """
@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from grpo_lab import checkpoints
+from grpo_lab.disk import writing
 
 Row = dict[str, Any]
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
@@ -99,13 +102,26 @@ class Run:
         """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""
         return self.folder / f"evaluation_{moment}.json"
 
-    def whole_checkpoints(self) -> dict[int, Path]:
-        """Step -> folder. transformers writes trainer_state.json last."""
+    @property
+    def ballast(self) -> Path:
+        """Room on the disk that is given up when there is none left, for the files that say so."""
+        return self.folder / ".ballast"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def sealed_checkpoints(self) -> dict[int, Path]:
+        """Step -> folder of every checkpoint that was written to its end, whatever has happened to it since."""
         return {
             int(match.group(1)): folder
             for folder in self.checkpoints.glob("checkpoint-*")
-            if (match := _CHECKPOINT.match(folder.name)) and (folder / "trainer_state.json").is_file()
+            if (match := _CHECKPOINT.match(folder.name)) and checkpoints.is_sealed(folder)
         }
+
+    def whole_checkpoints(self) -> dict[int, Path]:
+        """Step -> folder, as far as the sizes of its files tell."""
+        sealed = self.sealed_checkpoints().items()
+        return {step: folder for step, folder in sealed if checkpoints.damage(folder, contents=False) is None}
 
     def last_checkpoint(self) -> tuple[Path, int] | None:
         """The newest whole checkpoint and its step."""
@@ -113,8 +129,9 @@ class Run:
         return (found[max(found)], max(found)) if found else None
 
     def append_metrics(self, row: Row) -> None:
-        with self.metrics.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        with writing(self.metrics, len(line)), self.metrics.open("a", encoding="utf-8") as lines:
+            lines.write(line)
 
     def rows(self) -> list[Row]:
         """The whole lines of metrics.jsonl; a torn last line, as a kill leaves it, is left out."""
@@ -253,10 +270,15 @@ def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+    """Replace a file in one step. Raises DiskFull; the file is then as it was."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        with writing(path, len(text)):
+            draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from grpo_lab import checkpoints, locks, processes, publish, results, store, tracker
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
-from grpo_lab import locks, processes, publish, results, store, tracker
 from grpo_lab.benching.planning import BenchPlan
 from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
+from grpo_lab.disk import hold_back
 from grpo_lab.errors import RequestError
 from grpo_lab.fit.check import check as check_fit
 from grpo_lab.fit.choice import settled
@@ -139,6 +140,7 @@ def settle_folder(
         raise RequestError(
             f"{run.folder} was left at step {checkpoint[1]}: resume=true goes on from there, resume=false starts over"
         )
+    checkpoint = usable_checkpoint(run, console)
     step = checkpoint[1] if checkpoint else 0
     run.rewind(step)
     for leftover in (run.result, run.outcome, run.stop_request, run.progress):
@@ -148,9 +150,31 @@ def settle_folder(
     return None
 
 
+def usable_checkpoint(run: Run, console: Console) -> tuple[Path, int] | None:
+    """The newest checkpoint whose every byte is what was written; newer ones are set aside, and that is said.
+
+    Raises:
+        RequestError: where there are checkpoints and all of them are damaged.
+    """
+    sealed = run.sealed_checkpoints()
+    damaged = {}
+    for step in sorted(sealed, reverse=True):
+        if (damage := checkpoints.damage(sealed[step], contents=True)) is None:
+            break
+        damaged[step] = damage
+    if damaged and len(damaged) == len(sealed):
+        listed = "; ".join(f"{sealed[step].name}: {damage}" for step, damage in damaged.items())
+        raise RequestError(f"{run.folder} has no whole checkpoint ({listed}); resume=false starts over")
+    for step, damage in damaged.items():
+        aside = checkpoints.set_aside(sealed[step])
+        console.print(f"  {sealed[step].name} is damaged ({damage}) and now {aside}", highlight=False, soft_wrap=True)
+    return run.last_checkpoint()
+
+
 def create(run: Run, config: Config, plan: Plan | BenchPlan, machine: Machine) -> None:
     """The folder with what was asked, what was decided, and where it runs. Secrets stay out."""
     (run.checkpoints if config.kind == "train" else run.folder).mkdir(parents=True, exist_ok=True)
+    hold_back(run.ballast)
     configuration.save(config, run.config)
     devices = {"devices": plan.devices, "generating_devices": plan.generating_devices}
     store.write_json(run.plan, redact({**dataclasses.asdict(plan), **devices}))

@@ -15,8 +15,8 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+from grpo_lab import checkpoints, store
 from grpo_lab import config as configuration
-from grpo_lab import store
 from grpo_lab.config import Config, ModelConfig
 from grpo_lab.policy import ASSETS
 from grpo_lab.store import Evaluation, Run
@@ -62,6 +62,7 @@ def saved_run(folder: Path, *, steps: Sequence[int] = (), **data: Any) -> Run:
         for file in (ASSETS / "tiny").iterdir():
             (checkpoint / file.name).symlink_to(file)
         (checkpoint / "trainer_state.json").write_text("{}")
+        checkpoints.seal(checkpoint)
     return run
 
 

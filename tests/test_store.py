@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from grpo_lab import report, store
+from grpo_lab import checkpoints, report, store
 from grpo_lab.store import Run
 
 
@@ -46,8 +46,9 @@ def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path: Path) -> None:
     for step, whole in ((5, True), (20, True), (100, False)):
         folder = run.checkpoints / f"checkpoint-{step}"
         folder.mkdir(parents=True)
+        (folder / "trainer_state.json").touch()
         if whole:
-            (folder / "trainer_state.json").touch()
+            checkpoints.seal(folder)
     assert run.last_checkpoint() == (run.checkpoints / "checkpoint-20", 20)
 
 

@@ -12,18 +12,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from grpo_lab.plan import Batch
 from grpo_lab.store import Row, Run
 from grpo_lab.tracker import Tracker
-from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.phases import Clock
+from grpo_lab.worker.soundness import Soundness
 
 SYNC_METRIC = "sampling/sampling_logp_difference/mean"
 """TRL's mean absolute difference between vLLM's log-probabilities and the trainer's, nats a token."""
 
 SCORES = "objective/scores"
 """OnlineDPOTrainer's name for the mean reward, which the other trainers log as `reward`."""
-
-
-class NotANumber(RuntimeError):
-    """Loss or reward is NaN or infinite."""
 
 
 class StaleWeights(RuntimeError):
@@ -34,9 +30,17 @@ class Recorder(TrainerCallback):
     """Adds the harness's own numbers to what TRL logs, writes the row, and ends a run whose numbers are broken."""
 
     def __init__(
-        self, run: Run, clock: Clock, batch: Batch, *, devices: int, generating: int, tracker: Tracker
+        self,
+        run: Run,
+        clock: Clock,
+        batch: Batch,
+        *,
+        devices: int,
+        generating: int,
+        tracker: Tracker,
+        soundness: Soundness,
     ) -> None:
-        self.run, self.clock, self.batch, self.tracker = run, clock, batch, tracker
+        self.run, self.clock, self.batch, self.tracker, self.soundness = run, clock, batch, tracker, soundness
         self.devices, self.generating = devices, generating
         self._lap: dict[str, float] = {}
         self.beside: Row = {}
@@ -48,16 +52,16 @@ class Recorder(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Row | None = None, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs or not self._lap:
+        if not logs or "train_runtime" in logs or not self._lap:
             return
-        row = {"step": state.global_step, **logs, **self.beside, **self._measured(logs)}
+        found = self.soundness.end_step(logs)
+        if state.is_world_process_zero:
+            row = {"step": state.global_step, **logs, **self.beside, **self._measured(logs), **found}
+            row = {key: value if _is_finite(value) else None for key, value in row.items()}
+            self.run.append_metrics(row)
+            self.tracker.log(row, step=state.global_step)
         self._lap, self.beside = {}, {}
-        broken = [key for key in ("loss", "reward") if not math.isfinite(row.get(key, 0.0))]
-        row = {key: value if _is_finite(value) else None for key, value in row.items()}
-        self.run.append_metrics(row)
-        self.tracker.log(row, step=state.global_step)
-        if broken:
-            raise NotANumber(f"step {state.global_step}: {' and '.join(broken)} not finite")
+        self.soundness.judge(found)
 
     def _measured(self, logs: Row) -> Row:
         seconds = math.fsum(self._lap.values())
@@ -119,12 +123,6 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def save_after_failure(trainer: Trainer) -> None:
-    """Keep the steps done so far when a step fails; only where no other rank has to take part."""
-    if trainer.accelerator.num_processes == 1 and trainer.state.global_step > 0:
-        trainer._save_checkpoint(trainer.model, trial=None)
 
 
 def _is_finite(value: Any) -> bool:

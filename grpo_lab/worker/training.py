@@ -18,27 +18,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from grpo_lab import config as configuration
 from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
+from grpo_lab.disk import DiskFull, is_full
 from grpo_lab.plan import Batch
 from grpo_lab.store import Run
-from grpo_lab.worker import algorithms, rewarding, vllm
+from grpo_lab.worker import algorithms, rewarding, saving, vllm
 from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.evaluation import InBetween, evaluate
 from grpo_lab.worker.loading import BadData, check_lengths, load_data
 from grpo_lab.worker.phases import Clock, attach
 from grpo_lab.worker.recording import (
-    NotANumber,
     Recorder,
     StaleWeights,
     StopOnRequest,
     SyncCheck,
     peak_memory_gib,
-    save_after_failure,
 )
+from grpo_lab.worker.soundness import BROKEN_SAMPLING, NotANumber, Soundness
 
 FAILURES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (rewarding.BadReward, "bad_reward"),
     (BadData, "bad_data"),
     (NotANumber, "nan"),
+    (DiskFull, "disk_full"),
     (StaleWeights, "error"),
     (torch.cuda.OutOfMemoryError, "oom"),
     ((requests.exceptions.ConnectionError, requests.exceptions.RetryError, ConnectionError), "server_died"),
@@ -63,9 +64,21 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     sys.__excepthook__(kind, error, trace)
     said = store.read_json(run.outcome) or {}
     if "failure" not in said:
+        error = _recognized(error, run)
         known, message = _explain(error)
+        if known == "disk_full":
+            run.ballast.unlink(missing_ok=True)
         failure = {"class": known, "message": message, "log": str(run.worker_log)}
         store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
+
+
+def _recognized(error: BaseException, run: Run) -> BaseException:
+    """The failure behind an exception of somebody else's code."""
+    if BROKEN_SAMPLING in str(error):
+        return NotANumber(f"the model's probabilities are NaN or infinite, so its weights are broken ({error})")
+    if not isinstance(error, DiskFull) and is_full(error, run.folder):
+        return DiskFull(Path(getattr(error, "filename", None) or run.folder))
+    return error
 
 
 def _explain(error: BaseException) -> tuple[str, str]:
@@ -87,8 +100,11 @@ def _train(run: Run, started: float) -> None:
     log = _open_tracker(config, run, trainer)
     clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
     attach(clock, trainer)
+    soundness = Soundness(trainer, stop=config.stop_on_nan)
+    saving.attach(trainer, run, soundness)
     _train_only_what_is_left(trainer)
-    recorder = Recorder(run, clock, batch, devices=plan["devices"], generating=plan["generating_devices"], tracker=log)
+    devices = {"devices": plan["devices"], "generating": plan["generating_devices"]}
+    recorder = Recorder(run, clock, batch, **devices, tracker=log, soundness=soundness)
     trainer.add_callback(recorder)
     if config.vllm.mode != "off" and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
@@ -96,13 +112,14 @@ def _train(run: Run, started: float) -> None:
     if held_out is not None and config.eval.every:
         trainer.add_callback(InBetween(config.eval, run, trainer, recorder, held_out))
     trainer.add_callback(StopOnRequest(run))
+    trainer.add_callback(saving.AtBlockEnds())
     checkpoint = run.last_checkpoint()
     finished = False
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
         finished = trainer.state.global_step >= trainer.state.max_steps
     except rewarding.BadReward:
-        save_after_failure(trainer)
+        saving.save_after_failure(trainer)
         raise
     finally:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from grpo_lab import store
+from grpo_lab import checkpoints, store
 from grpo_lab.policy import ASSETS
 from grpo_lab.store import Evaluation, Run
 from tests.test_evaluate import evaluate, records, saved_run
@@ -55,3 +55,4 @@ def add_adapter(run: Run, step: int) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / file).symlink_to(ASSETS / "tiny" / file)
     (folder / "trainer_state.json").write_text("{}")
+    checkpoints.seal(folder)
