@@ -47,14 +47,74 @@ number = st.one_of(
     st.floats(),
 )
 ODD = [
-    *("null", "", "???", "''", '""', "'", '"', "\\", "[", "]", "{", "}", "[]", "{}", "[1,2]", "[[]]", "{a:1}", "{a:{b:[]}}"),
-    *("nan", "inf", "-inf", "1e400", "true", "off", "0x10", "1_000", "007", "${", "}", "${seed}", "${nope}", "${oc.env:HOME}"),
-    *("${oc.env:NO_SUCH_VARIABLE}", "${.seed}", "${..}", "${name}", "${now:%Y}", "${last_part:null}", "$x", "$(id)", "`id`"),
-    *("1,2", "range(3)", "choice(1,2)", "interval(0,1)", "glob(*)", "a:b", "a=b", "/", "..", "../x", "./x", "~", "/dev/null"),
+    *(
+        "null",
+        "",
+        "???",
+        "''",
+        '""',
+        "'",
+        '"',
+        "\\",
+        "[",
+        "]",
+        "{",
+        "}",
+        "[]",
+        "{}",
+        "[1,2]",
+        "[[]]",
+        "{a:1}",
+        "{a:{b:[]}}",
+    ),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "true",
+        "off",
+        "0x10",
+        "1_000",
+        "007",
+        "${",
+        "}",
+        "${seed}",
+        "${nope}",
+        "${oc.env:HOME}",
+    ),
+    *(
+        "${oc.env:NO_SUCH_VARIABLE}",
+        "${.seed}",
+        "${..}",
+        "${name}",
+        "${now:%Y}",
+        "${last_part:null}",
+        "$x",
+        "$(id)",
+        "`id`",
+    ),
+    *(
+        "1,2",
+        "range(3)",
+        "choice(1,2)",
+        "interval(0,1)",
+        "glob(*)",
+        "a:b",
+        "a=b",
+        "/",
+        "..",
+        "../x",
+        "./x",
+        "~",
+        "/dev/null",
+    ),
     *("*", "|", "é", "日本", "\u202e", "\ufeff", "\n", "a\nb", "\udcff", "x" * 300, "[" * 60, "${" * 40, "{" * 200),
 ]
 """Values that mean something to a shell, to YAML, to Hydra's grammar or to a file system."""
-value = st.one_of(st.sampled_from(ODD), number.map(str), text, text.map(lambda t: f'"{t}"'), text.map(lambda t: f"'{t}'"))
+value = st.one_of(
+    st.sampled_from(ODD), number.map(str), text, text.map(lambda t: f'"{t}"'), text.map(lambda t: f"'{t}'")
+)
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -70,19 +130,50 @@ OPTIONS = [
     *(f"grpo.{name}" for name in upstream.fields(*upstream.ALGORITHMS["grpo"])),
     *(f"vllm.engine.{name}" for name in upstream.fields(*upstream.ENGINE)),
     *(f"peft.options.{name}" for name in upstream.fields(*upstream.LORA)),
-    *("vllm.env.X", "rewards.accuracy.weight", "rewards.accuracy.timeout_s", "rewards.format._target_", "rewards.x._target_"),
+    *(
+        "vllm.env.X",
+        "rewards.accuracy.weight",
+        "rewards.accuracy.timeout_s",
+        "rewards.format._target_",
+        "rewards.x._target_",
+    ),
     *("data._target_", "data.seed", "data.difficulty", "data.train_size", "data.test_size", "data.system_prompt"),
-    *("data.max_prompt_tokens", "data.parts", "data.parts.a", "data.columns", "rewards.accuracy", "model.architecture.hidden_size"),
+    *(
+        "data.max_prompt_tokens",
+        "data.parts",
+        "data.parts.a",
+        "data.columns",
+        "rewards.accuracy",
+        "model.architecture.hidden_size",
+    ),
 ]
 NUMBERS = [
-    *("seed", "nodes", "gpus", "trainer_gpus", "warmup_steps", "vllm.tp", "vllm.dp", "vllm.max_model_len", "eval.problems"),
-    *("vllm.gpu_memory_utilization", "vllm.check_sync_every", "vllm.max_logp_difference", "timeouts.step", "timeouts.startup"),
+    *(
+        "seed",
+        "nodes",
+        "gpus",
+        "trainer_gpus",
+        "warmup_steps",
+        "vllm.tp",
+        "vllm.dp",
+        "vllm.max_model_len",
+        "eval.problems",
+    ),
+    *(
+        "vllm.gpu_memory_utilization",
+        "vllm.check_sync_every",
+        "vllm.max_logp_difference",
+        "timeouts.step",
+        "timeouts.startup",
+    ),
     *("launcher.gpus_per_job", "launcher.max_parallel", "launcher.timeout", "launcher.retries", "model.parameters"),
     *("grpo.generation_batch_size", "grpo.num_generations", "grpo.per_device_train_batch_size", "grpo.max_steps"),
     *("grpo.max_completion_length", "grpo.learning_rate", "grpo.temperature", "grpo.beta", "grpo.save_steps"),
     *("data.train_size", "data.test_size", "data.seed", "data.difficulty", "rewards.accuracy.weight"),
 ]
-GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
+GROUPS = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
+}
 
 
 @st.composite
@@ -104,7 +195,9 @@ def _choice(draw: st.DrawFn) -> str:
     return f"{group}={draw(st.one_of(st.sampled_from(GROUPS[group]), st.sampled_from(GROUPS[group]), value))}"
 
 
-overrides = st.lists(st.one_of(_number(), _number(), _assignment(), _assignment(), _choice(), text), min_size=1, max_size=4)
+overrides = st.lists(
+    st.one_of(_number(), _number(), _assignment(), _assignment(), _choice(), text), min_size=1, max_size=4
+)
 
 
 @dataclasses.dataclass

@@ -34,13 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 text = st.text(max_size=12)
 scalar = st.one_of(text, st.none(), st.booleans(), st.integers(), st.floats(), st.just(" "), st.just("5"))
-message = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]), "content": st.one_of(text, scalar)})
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "system", "tool"]), "content": st.one_of(text, scalar)}
+)
 prompt = st.one_of(
     st.just("What is 2+3?"), text, st.lists(message, min_size=1, max_size=3), scalar, st.lists(scalar, max_size=2)
 )
 plain_row = st.fixed_dictionaries({"prompt": st.text("abc", min_size=1, max_size=5), "solution": st.just("5")})
-odd_row = st.fixed_dictionaries({"prompt": prompt}, optional={"solution": scalar, "source": scalar, "completions": scalar})
-nested = st.recursive(scalar, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(text, inner, max_size=2), max_leaves=5)
+odd_row = st.fixed_dictionaries(
+    {"prompt": prompt}, optional={"solution": scalar, "source": scalar, "completions": scalar}
+)
+nested = st.recursive(
+    scalar, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(text, inner, max_size=2), max_leaves=5
+)
 line = st.one_of(plain_row, plain_row, plain_row, odd_row, nested).map(lambda row: json.dumps(row).encode())
 
 
@@ -84,7 +90,12 @@ def check_read(file: Path, content: bytes, cache: Path, **settings: Any) -> None
     file.write_bytes(content)
     shutil.rmtree(cache / "cache", ignore_errors=True)
     kind = jsonl if file.suffix == ".jsonl" else parquet
-    arguments = {"path": str(file), "columns": {"prompt": "prompt", "solution": "solution"}, "held_out": 0.5, **settings}
+    arguments = {
+        "path": str(file),
+        "columns": {"prompt": "prompt", "solution": "solution"},
+        "held_out": 0.5,
+        **settings,
+    }
     config = Config(
         data={"_target_": f"grpo_lab.data.{kind.__name__}", **arguments},
         rewards={"accuracy": {"_target_": "grpo_lab.rewards.accuracy"}},
@@ -115,10 +126,14 @@ def test_any_parquet_file_is_read_or_refused(folder: Path, content: bytes) -> No
     check_read(folder / "rows.parquet", content, folder)
 
 
-odd = st.one_of(scalar, st.lists(scalar, max_size=2), st.dictionaries(st.sampled_from(["prompt", "solution", "x"]), scalar))
+odd = st.one_of(
+    scalar, st.lists(scalar, max_size=2), st.dictionaries(st.sampled_from(["prompt", "solution", "x"]), scalar)
+)
 settings = st.dictionaries(
     st.sampled_from(["columns", "train", "test", "held_out", "seed", "system_prompt", "path"]),
-    st.one_of(odd, st.sampled_from(["train[:10%]", "train[", "train[5:2]", "train[:200%]", "train+train", "test", "r1", "."])),
+    st.one_of(
+        odd, st.sampled_from(["train[:10%]", "train[", "train[5:2]", "train[:200%]", "train+train", "test", "r1", "."])
+    ),
     min_size=1,
     max_size=2,
 )
