@@ -114,13 +114,13 @@ def check_read(file: Path, content: bytes, cache: Path, **settings: Any) -> None
         assert row["solution"].strip()
 
 
-@cases(few=80, many=1200)
+@cases(few=50, many=1000)
 @given(json_lines())
 def test_any_jsonl_file_is_read_or_refused(folder: Path, content: bytes) -> None:
     check_read(folder / "rows.jsonl", content, folder)
 
 
-@cases(few=40, many=600)
+@cases(few=25, many=500)
 @given(tables())
 def test_any_parquet_file_is_read_or_refused(folder: Path, content: bytes) -> None:
     check_read(folder / "rows.parquet", content, folder)
@@ -140,7 +140,7 @@ settings = st.dictionaries(
 ROWS = b"".join(json.dumps({"prompt": f"{n}+1", "solution": str(n + 1)}).encode() + b"\n" for n in range(6))
 
 
-@cases(few=60, many=900)
+@cases(few=25, many=500)
 @given(settings)
 def test_any_parameter_of_the_data_is_used_or_refused(folder: Path, settings: dict[str, Any]) -> None:
     check_read(folder / "rows.jsonl", ROWS, folder, **settings)
