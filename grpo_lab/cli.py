@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -35,20 +37,34 @@ def run_app(app: Callable[[], Any]) -> int:
         return refuse(explain(error))
     except PointFailed:
         return 1
-    except OSError as error:
-        if not is_full(error, Path.cwd()):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
+    except RAW as error:
+        if isinstance(error, OSError) and is_full(error, Path.cwd()):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.
-        if "No trials are completed yet" not in str(error):
+        if "No trials are completed yet" in str(error):
+            print("error: no trial of the search has a value", file=sys.stderr)
+            return 1
+        if not _of_hydra(error):
             raise
-        print("error: no trial of the search has a value", file=sys.stderr)
-        return 1
+        return refuse(explain(error))
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
     return 0
+
+
+RAW = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError, OSError, yaml.YAMLError)
+"""What Hydra 1.3, OmegaConf 2.3 and PyYAML raise, beside errors of their own, for a request that they cannot read."""
+_READERS = ("hydra", "omegaconf", "antlr4", "yaml")
+
+
+def _of_hydra(error: BaseException) -> bool:
+    """Whether it comes from reading the request: raised by the readers, and called by no code of ours but this module
+    and the two that hand over to them."""
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in names if name == "__main__" or name.startswith("grpo_lab.")]
+    reading = any(name.partition(".")[0] in _READERS for name in names[-4:])
+    return reading and ours[-1] in ("grpo_lab.cli", "grpo_lab.config", "grpo_lab.sweep.compose")
 
 
 _SLICE = re.compile(r"(.*\bdata\.(?:parts\.\w+\.)?(?:train|test)=)([^\"'\[]+\[[^\"']*)")
@@ -70,8 +86,19 @@ def refuse(message: str) -> int:
     return 2
 
 
+LINES, WIDTH = 3, 1000
+"""A refusal is no longer: values can be of any length and hold line breaks."""
+
+
 def explain(error: BaseException) -> str:
     """One to three lines for an error of Hydra or OmegaConf, with the nearest valid key or choice."""
+    lines = _explained(error).strip().splitlines() or [f"cannot read the request ({type(error).__name__})"]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"... ({len(lines) - LINES + 1} more lines)"]
+    return "\n".join(line if len(line) <= WIDTH else f"{line[:WIDTH]}..." for line in lines)
+
+
+def _explained(error: BaseException) -> str:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
@@ -83,11 +110,13 @@ def explain(error: BaseException) -> str:
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key}: a value is needed"
         if isinstance(link, OmegaConfBaseException) and link.full_key:
-            said = str(link).splitlines()[0]
+            said = next(iter(str(link).splitlines()), type(link).__name__)
             return f"{link.full_key}: {said.rpartition('raised while resolving interpolation: ')[2]}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override '{error.override}'; an override is key=value"
-    return "\n".join(str(error).strip().splitlines()[:3])
+        return f"cannot read the override {error.override!r}; an override is key=value"
+    if isinstance(error, RequestError):
+        return str(error)
+    return "\n".join(str(error).strip().splitlines()[:LINES])
 
 
 def _chain(error: BaseException | None) -> Any:

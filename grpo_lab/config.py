@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class VllmConfig:
     """Number of engines. In server mode vLLM's own data parallelism; in colocate, processes divided by tp."""
     url: str | None = None
     """Use this running server instead of starting one."""
+    expose: bool = False
+    """Allow a server on a public address. On loopback and private ones it is never asked."""
     sleep: bool = False
     gpu_memory_utilization: float | None = None
     """Null: 0.3 in colocate mode, where the trainer shares the card; 0.9 in server mode."""
@@ -340,7 +342,16 @@ def from_hydra(composed: DictConfig) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write YAML. Secrets stay out; a run gets them through the environment."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(redact(asdict(config)))))
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config))))))
+
+
+def _literal(value: Any) -> Any:
+    """The same, with what looks like an interpolation escaped: all of them are resolved by now."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def load(path: Path) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from grpo_lab import health, store
@@ -28,7 +29,7 @@ BAR = 40
 
 def banner(console: Console, config: Config, plan: Plan, machine: Machine, folder: Path) -> None:
     rewards = " + ".join(f"{reward.get('weight', 1.0):g} {name}" for name, reward in config.rewards.items())
-    console.print(f"[bold]{folder}[/bold]  seed {config.seed}", highlight=False)
+    console.print(f"[bold]{escape(str(folder))}[/bold]  seed {config.seed}", highlight=False)
     lines = [
         ("model", f"{config.model.name} ({plan.model_path})"),
         ("data", str(config.data["_target_"])),
@@ -38,7 +39,7 @@ def banner(console: Console, config: Config, plan: Plan, machine: Machine, folde
         ("batch", str(plan.batch)),
     ]
     for name, value in lines:
-        console.print(f"  {name:<10}{value}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:<10}{value}", highlight=False, markup=False, soft_wrap=True)
 
 
 def algorithm(config: Config) -> str | None:

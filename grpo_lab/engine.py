@@ -124,8 +124,11 @@ a step 3 to 40 times as long."""
 def server_env(
     *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
 ) -> dict[str, str]:
-    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
-    env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", **QUIET}
+    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant.
+
+    An API key of the user's is taken out: TRL's client sends none.
+    """
+    env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": "", **QUIET}
     if not on_cpu:
         return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     return {**env, **cpu_env(tp * dp, cores=cores, eager=eager)}

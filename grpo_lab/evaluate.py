@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -38,7 +37,7 @@ from grpo_lab.machine import Machine, describe, read_machine
 from grpo_lab.plan import RUN_VARIABLE, Command
 from grpo_lab.preflight import check_targets
 from grpo_lab.processes import Child
-from grpo_lab.redaction import redact, redact_text
+from grpo_lab.redaction import redact, redact_command
 from grpo_lab.stats import Proportion
 from grpo_lab.store import Evaluation, Row, Run
 from grpo_lab.train import git_commit
@@ -119,7 +118,7 @@ def create(request: Request, plan: EvaluationPlan, machine: Machine, work: Evalu
     work.progress.unlink(missing_ok=True)
     configuration.save(request.config, work.config)
     store.write_json(work.plan, redact(dataclasses.asdict(plan)))
-    command = redact_text(shlex.join(["python", "-m", "grpo_lab.evaluate", *sys.argv[1:]]))
+    command = redact_command(["python", "-m", "grpo_lab.evaluate", *sys.argv[1:]])
     store.write_json(work.env, {"command": command, "git_commit": git_commit(), **describe(machine)})
 
 

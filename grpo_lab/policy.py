@@ -159,8 +159,14 @@ def _folder(model: ModelConfig) -> Path | None:
     if local or model.architecture:
         return local
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    try:
+        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except HFValidationError as error:
+        raise RequestError(
+            f"model.path={model.path}: neither a folder (with a config.json) nor a hub id, which is owner/name"
+        ) from error
     return Path(found).parent if isinstance(found, str) else None
 
 

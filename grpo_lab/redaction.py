@@ -7,7 +7,8 @@ config a worker loads.
 """
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 REDACTED = "***"
@@ -47,6 +48,18 @@ def redact_text(text: str) -> str:
     """Replace known kinds of token, credentials in URLs, and the value in `NAME=value` of a secret name."""
     text = _URL_CREDENTIALS.sub(REDACTED, _TOKEN.sub(REDACTED, text))
     return _ASSIGNMENT.sub(lambda m: m[1] + m[2] + (REDACTED if is_secret_name(m[1]) else m[3]), text)
+
+
+def redact_command(argv: Sequence[str]) -> str:
+    """A command line for the record: `NAME=value` of a secret name without the value, blanks in it or not."""
+    return shlex.join(map(redact_argument, argv))
+
+
+def redact_argument(text: str) -> str:
+    """An override for the record; a whole dictionary of environment variables is hidden as one."""
+    name, equals, value = text.partition("=")
+    hidden = is_secret_name(name) or name.endswith("vllm.env")
+    return f"{name}={REDACTED}" if equals and value and hidden else redact_text(text)
 
 
 def _redact(value: Any, secret: bool) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from grpo_lab.conductor import RunFailed, execute
 from grpo_lab.config import CONF, Config
 from grpo_lab.disk import hold_back
 from grpo_lab.errors import RequestError
+from grpo_lab.exposure import check_url
 from grpo_lab.fit.check import check as check_fit
 from grpo_lab.fit.choice import settled
 from grpo_lab.hosts import read_hosts
@@ -34,7 +34,7 @@ from grpo_lab.machine import Machine, describe, read_machine
 from grpo_lab.plan import RUN_VARIABLE, Plan, Ports, make_plan, shell
 from grpo_lab.ports import lease
 from grpo_lab.preflight import check_data, check_targets
-from grpo_lab.redaction import redact, redact_text
+from grpo_lab.redaction import redact, redact_command
 from grpo_lab.store import Row, Run
 
 configuration.register()
@@ -71,6 +71,7 @@ def conduct(config: Config, console: Console) -> float | None:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
         warnings = check_fit(config, plan, machine)
         check_targets(config)
+        check_url(config)
         tracker.check(config.tracker)
         publish.check(config.publish)
         terminal.banner(console, config, plan, machine, folder)
@@ -110,7 +111,8 @@ def default_name(config: Config) -> str:
 
 def show_commands(console: Console, plan: Plan) -> None:
     for role, command in plan.commands():
-        console.print(f"\n# {role}\n{shell(command.env, command.argv)}", highlight=False, markup=False, soft_wrap=True)
+        line = shell(redact(command.env), command.argv)
+        console.print(f"\n# {role}\n{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def settle_folder(
@@ -184,7 +186,7 @@ def create(run: Run, config: Config, plan: Plan | BenchPlan, machine: Machine) -
         {
             "run_id": before.get("run_id") or f"{configuration.identity(config)}-{os.urandom(3).hex()}",
             "identity": configuration.identity(config),
-            "command": redact_text(shlex.join(["python", "-m", f"grpo_lab.{config.kind}", *_overrides()])),
+            "command": redact_command(["python", "-m", f"grpo_lab.{config.kind}", *_overrides()]),
             "git_commit": git_commit(),
             **describe(machine),
         },

@@ -62,9 +62,7 @@ def read(
             f"{source.path or source.hub_id} is for evaluation; to train on it all the same, say on which rows:"
             f" train={choice.test}[:50%] test={choice.test}[50%:]"
         )
-    renamed = {new: old for new, old in columns.items() if old is not None}
-    if "prompt" not in renamed:
-        raise ValueError("columns.prompt is not given; it names the column that holds the prompts")
+    renamed = _renamed(columns)
     system = system_text(system_prompt)
     table = Table(source)
     expression, carved = _rows_of(table, split, choice)
@@ -76,6 +74,15 @@ def read(
     if len(prompts) == 0:
         raise ValueError(f"held_out={choice.held_out} of {expression!r} leaves no rows to {split}")
     return prompts
+
+
+def _renamed(columns: Mapping[str, str | None]) -> dict[str, str]:
+    """New name -> the source's own, as far as there is one."""
+    if not isinstance(columns, Mapping) or any(not isinstance(old, str | None) for old in columns.values()):
+        raise ValueError(f"columns={columns!r}: name the columns, such as columns.prompt=question")
+    if columns.get("prompt") is None:
+        raise ValueError("columns.prompt is not given; it names the column that holds the prompts")
+    return {new: old for new, old in columns.items() if old is not None}
 
 
 def check_split(split: str) -> None:

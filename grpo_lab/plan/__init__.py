@@ -33,6 +33,8 @@ from grpo_lab.plan.commands import (
 from grpo_lab.plan.layout import allowed_gpus, batch_of, hosts_of, roles
 from grpo_lab.plan.notes import notes
 from grpo_lab.plan.parts import Batch, Command, Ports
+from grpo_lab.plan.ranges import check_ranges
+from grpo_lab.plan.secrets import check_secrets
 
 __all__ = ["RUN_VARIABLE", "Batch", "Command", "Plan", "Ports", "data_arguments", "make_plan", "shell"]
 
@@ -111,6 +113,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     """
     check_names(config)
     check_upstream(config, machine)
+    check_ranges(config)
+    check_secrets(config)
     gpus = allowed_gpus(config, machine)
     check_algorithm(config, machine, on_gpu=bool(gpus))
     check_quantized(config, machine, on_gpu=bool(gpus))

@@ -9,6 +9,7 @@ from typing import Any
 from grpo_lab.config import Config, DistributedConfig
 from grpo_lab.engine import PATIENT, QUIET, ServerPlan, cpu_env, flags, server_argv, server_env
 from grpo_lab.errors import RequestError
+from grpo_lab.exposure import check_bind
 from grpo_lab.hosts import Host
 from grpo_lab.machine import Machine
 from grpo_lab.plan.algorithms import own_arguments, passed_on
@@ -107,6 +108,7 @@ def server_of(
     if not roles.server:
         return None
     host, gpus = roles.server[0], roles.server_gpus
+    check_bind(config, host.address, host.name)
     on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
     if backend == "gloo" and "grpo-lab" not in machine.versions:
         raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")

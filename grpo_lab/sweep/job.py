@@ -19,6 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.basecontainer import BaseContainer
 
+from grpo_lab.errors import RequestError
+
 CORES = "GRPO_LAB_CORES"
 """Environment variable: the cores that a point's processes may use, as numbers of this machine."""
 
@@ -33,14 +35,32 @@ def _built_in() -> set[str]:
     return {"now", "hydra", "version_base", "python_version", *(n for n in BaseContainer._resolvers if n[:3] == "oc.")}
 
 
+def write(path: Path, content: bytes) -> None:
+    """Replace a file by one that nobody else can read: a point's environment may hold keys."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    draft.replace(path)
+
+
+def _unpickled(path: Path) -> Any:
+    """Unpickling runs what is in a file. Raises RequestError for one that somebody else made or could have changed."""
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise RequestError(f"{path} belongs to another user or can be changed by others; it is not read")
+        return cloudpickle.loads(file.read())
+
+
 def unpack_return(path: Path) -> JobReturn | None:
     """What the point gave back; None if it did not come so far."""
-    return cloudpickle.loads(path.read_bytes()) if path.is_file() else None
+    return _unpickled(path) if path.is_file() else None
 
 
 def run(file: Path) -> JobReturn:
     setup_globals()
-    resolvers, state, context, function, composed = cloudpickle.loads(file.read_bytes())
+    resolvers, state, context, function, composed = _unpickled(file)
     for name, resolver in resolvers.items():
         BaseContainer._resolvers[name] = resolver
     Singleton.set_state(state)
@@ -59,9 +79,7 @@ def main(arguments: list[str]) -> int:
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     job: Any = run(file)
-    draft = returned.with_suffix(".draft")
-    draft.write_bytes(cloudpickle.dumps(job))
-    draft.replace(returned)
+    write(returned, cloudpickle.dumps(job))
     if job.status == JobStatus.FAILED:
         print(f"{type(job._return_value).__name__}: {job._return_value}", file=sys.stderr)
     return 0 if job.status == JobStatus.COMPLETED else 1

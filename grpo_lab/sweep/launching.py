@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from grpo_lab import locks, results, store
 from grpo_lab.config import Config, LauncherConfig, SweepConfig
 from grpo_lab.errors import PointFailed, RequestError
 from grpo_lab.processes import Child
-from grpo_lab.redaction import redact_text
+from grpo_lab.redaction import redact_command
 from grpo_lab.store import Row, Sweep
 from grpo_lab.sweep import board, job, points
 from grpo_lab.sweep.backend import Backend
@@ -132,7 +131,7 @@ def _carry_out(
     console = Console(quiet=ours is None)
     sweep.jobs.mkdir(exist_ok=True)
     if ours:
-        command = redact_text(shlex.join(["python", "-m", _module(), *sys.argv[1:]]))
+        command = redact_command(["python", "-m", _module(), *sys.argv[1:]])
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         points.write([track.point for track in tracks], sweep, command, experiment)
         settle(tracks, ours.sweep, console)

@@ -21,7 +21,7 @@ from grpo_lab.fit.choice import settled
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan, Ports, make_plan
 from grpo_lab.preflight import check_targets
-from grpo_lab.redaction import redact
+from grpo_lab.redaction import redact, redact_argument
 from grpo_lab.store import Row, Run, Sweep
 from grpo_lab.sweep.backend import Backend, Need
 from grpo_lab.sweep.compose import Composer
@@ -77,7 +77,7 @@ def freeze(
     for number, overrides in enumerate(job_overrides, first):
         config = configuration.from_hydra(composer.task(overrides))
         identity = configuration.identity(config)
-        told = [text for text in overrides if text not in fixed]
+        told = [redact_argument(text) for text in overrides if text not in fixed]
         name = label(told) if told else "point"
         if taken.setdefault(name, identity) != identity:
             name = f"{name}-{identity}"

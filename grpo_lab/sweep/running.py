@@ -14,6 +14,7 @@ from types import FrameType
 from grpo_lab.config import LauncherConfig
 from grpo_lab.logs import Log
 from grpo_lab.store import Row, Sweep
+from grpo_lab.sweep import job
 from grpo_lab.sweep.backend import Attempt, Backend, Need, Work
 from grpo_lab.sweep.board import Board
 from grpo_lab.sweep.packing import largest_first
@@ -118,7 +119,7 @@ class Course:
     def _work(self, track: Track) -> Work:
         point = track.point
         file, returned = self.sweep.job(point.name), self.sweep.returned(point.name)
-        file.write_bytes(self.pack(point))
+        job.write(file, self.pack(point))
         returned.unlink(missing_ok=True)
         argv = (sys.executable, "-m", "grpo_lab.sweep.job", str(file), str(returned))
         return Work(point.name, argv, track.log, point.need, timeout_s=self.settings.timeout)
@@ -158,6 +159,8 @@ class Course:
         track.end(state, failure)
         if state == "waiting":
             track.point.run.result.unlink(missing_ok=True)  # of the try that failed; the next one writes its own
+        else:
+            self.sweep.job(track.point.name).unlink(missing_ok=True)  # it may hold keys
         self._try_at = 0.0
         if state == "failed" and failure is not None and not track.point.run.result.exists():
             write_result(track.point, state, failure)
