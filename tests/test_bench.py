@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -258,6 +259,19 @@ def test_a_point_needs_its_layouts_gpus_and_no_more(as_bench: None) -> None:
         config = asked("model=qwen2.5-7b", "vllm=server", *overrides)
         need = need_of(config, dataclasses.replace(with_gpus(8), cores=16), Path("runs/x"))
         assert need == Need(gpus=gpus, cores=2 * gpus)
+
+
+DOCUMENTED = [
+    shlex.split(line)[3:]
+    for line in re.findall(r"^python -m grpo_lab\.bench.*$", (ROOT / "docs" / "bench.md").read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("words", DOCUMENTED, ids=" ".join)
+def test_a_documented_command_plans(as_bench: None, words: list[str]) -> None:
+    assert len(DOCUMENTED) == 3
+    one = [re.sub(r"=(\w+)(,\w+)+$", r"=\1", word) for word in words if word != "--multirun"]
+    assert planned(with_gpus(8), *one).gpus >= 1
 
 
 def test_refusals_and_dry_run_on_the_command_line(tmp_path: Path) -> None:
