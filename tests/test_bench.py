@@ -246,6 +246,7 @@ def test_layouts_share_their_compile_cache(as_bench: None) -> None:
         (["vllm=server", "vllm.max_model_len=700"], "1024 tokens in all, and vllm.max_model_len is 700"),
         (["vllm=colocate", "vllm.dp=4", "bench.concurrency=3"], "only 3 requests in flight"),
         (["vllm=server", "vllm.dp=4", "bench.prompts=3", "bench.num_generations=1"], "only 3 completions in flight"),
+        (["vllm=server", "vllm.engine.disable_log_stats=true"], "needs vLLM's own counts"),
         (["seed=-1"], "seed=-1"),
     ],
 )
