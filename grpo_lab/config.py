@@ -364,10 +364,7 @@ def load(path: Path) -> Config:
 def identity(config: Config) -> str:
     """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
     bench what only training uses."""
-    known = _BENCH_IDENTITY if config.kind == "bench" else None
-    asked = {
-        key: value
-        for key, value in redact(asdict(config)).items()
-        if (key in known if known else key not in _NOT_IDENTITY)
-    }
+    everything = redact(asdict(config))
+    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - _NOT_IDENTITY
+    asked = {key: everything[key] for key in keys}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

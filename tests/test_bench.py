@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -245,6 +246,7 @@ def test_layouts_share_their_compile_cache(as_bench: None) -> None:
         (["vllm=server", "vllm.max_model_len=700"], "1024 tokens in all, and vllm.max_model_len is 700"),
         (["vllm=colocate", "vllm.dp=4", "bench.concurrency=3"], "only 3 requests in flight"),
         (["vllm=server", "vllm.dp=4", "bench.prompts=3", "bench.num_generations=1"], "only 3 completions in flight"),
+        (["vllm=server", "vllm.engine.disable_log_stats=true"], "needs vLLM's own counts"),
         (["seed=-1"], "seed=-1"),
     ],
 )
@@ -258,6 +260,19 @@ def test_a_point_needs_its_layouts_gpus_and_no_more(as_bench: None) -> None:
         config = asked("model=qwen2.5-7b", "vllm=server", *overrides)
         need = need_of(config, dataclasses.replace(with_gpus(8), cores=16), Path("runs/x"))
         assert need == Need(gpus=gpus, cores=2 * gpus)
+
+
+DOCUMENTED = [
+    shlex.split(line)[3:]
+    for line in re.findall(r"^python -m grpo_lab\.bench.*$", (ROOT / "docs" / "bench.md").read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("words", DOCUMENTED, ids=" ".join)
+def test_a_documented_command_plans(as_bench: None, words: list[str]) -> None:
+    assert len(DOCUMENTED) == 3
+    one = [re.sub(r"=(\w+)(,\w+)+$", r"=\1", word) for word in words if word != "--multirun"]
+    assert planned(with_gpus(8), *one).gpus >= 1
 
 
 def test_refusals_and_dry_run_on_the_command_line(tmp_path: Path) -> None:
@@ -344,13 +359,43 @@ def measured_since(run: Run, moment: float) -> bool:
     return bool(run.rows()) and run.metrics.stat().st_mtime > moment
 
 
+def message(completion: int, tokens: int) -> bytes:
+    """Of a stream, as vLLM sends it: so many tokens of one completion by now."""
+    usage = {"prompt_tokens": 3, "completion_tokens": tokens}
+    return b"data: %s\n\n" % json.dumps({"choices": [{"index": completion, "text": "a"}], "usage": usage}).encode()
+
+
+def usage(prompt: int, completions: int) -> dict[str, Any]:
+    return {"usage": {"prompt_tokens": prompt, "completion_tokens": completions}}
+
+
+STREAM = b"".join(message(*one) for one in ((0, 1), (1, 1), (0, 3), (1, 4), (0, 4)))
+LAST = b"data: %s\n\ndata: [DONE]\n\n" % json.dumps({"choices": [], **usage(3, 8)}).encode()
 ANSWERS = {
-    "fewer tokens": (200, {"usage": {"prompt_tokens": 3, "completion_tokens": 7}}, "error", "(3, 7) tokens"),
-    "another prompt": (200, {"usage": {"prompt_tokens": 4, "completion_tokens": 8}}, "error", "(4, 8) tokens"),
-    "refused": (400, {"error": "too long"}, "error", "answered 400 to /v1/completions"),
-    "engine dead": (500, {"error": "EngineDeadError"}, "server_died", "answered 500"),
-    "hung up": (None, None, "server_died", "connection to the server broke"),
+    "fewer tokens": (200, json.dumps(usage(3, 7)).encode(), "error", "(3, 7) tokens"),
+    "another prompt": (200, json.dumps(usage(4, 8)).encode(), "error", "(4, 8) tokens"),
+    "refused": (400, b"too long", "error", "answered 400 to /v1/completions: too long"),
+    "engine dead": (500, b"EngineDeadError", "server_died", "answered 500"),
+    "hung up": (None, b"", "server_died", "connection to the server broke"),
+    "half a stream": (200, STREAM, "error", "without its usage"),
+    "a token too few": (200, message(0, 4) + message(1, 3) + LAST, "error", "completions of [4, 3] tokens"),
+    "broken off": (200, STREAM + b'data: {"error": "EngineDeadError"}\n\n', "server_died", "EngineDeadError"),
 }
+LOAD = Load("x", 1, 2, 3, 4, None, timed_every=1)
+
+
+def test_what_a_server_answers_is_counted() -> None:
+    from grpo_lab.worker.bench.client import Client
+
+    for timed, body in ((True, STREAM + LAST), (False, json.dumps(usage(3, 8)).encode())):
+        with answering(200, body) as url:
+            client = Client(url)
+            measured = client.measure([Request((1, 2, 3), 4, timed=timed)], LOAD)
+        assert (client.model, client.kv_cache_tokens) == ("m", 16384)
+        assert measured.tokens == 8
+        assert measured.engines == {"0": 8, "1": 0}
+        assert len(measured.arrivals.ttft_s) == (2 if timed else 0)
+        assert len(measured.arrivals.itl_s) == (6 if timed else 0)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -359,28 +404,31 @@ def test_an_answer_that_is_not_what_was_asked_for(answer: str) -> None:
     from grpo_lab.worker.bench.client import Client
     from grpo_lab.worker.bench.course import _class_of
 
-    status, body, failure, message = ANSWERS[answer]
-    load = Load("x", 1, 2, 3, 4, None, timed_every=2)
+    status, body, failure, said = ANSWERS[answer]
     with answering(status, body) as url:
         client = Client(url)
-        assert client.model == "m"
-        with pytest.raises(Exception, match=re.escape(message)) as raised:
-            client.measure([Request((1, 2, 3), 4, timed=False)], load)
+        with pytest.raises(Exception, match=re.escape(said)) as raised:
+            client.measure([Request((1, 2, 3), 4, timed=b"data: " in body)], LOAD)
     assert _class_of(raised.value) == failure
 
 
 @contextmanager
-def answering(status: int | None, body: Any) -> Iterator[str]:
+def answering(status: int | None, body: bytes) -> Iterator[str]:
+    """A server whose completions are this answer; None hangs up."""
+    asked: list[str] = []
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.give(200, METRICS.encode() if self.path == "/metrics" else b'{"data": [{"id": "m"}]}')
+            counted = METRICS.replace(" 640.0", " 648.0") if "/v1/completions" in asked else METRICS
+            self.give(200, counted.encode() if self.path == "/metrics" else b'{"data": [{"id": "m"}]}')
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(self.path)
             if self.path != "/v1/completions":
                 self.give(200, b"")
             elif status is not None:
-                self.give(status, json.dumps(body).encode())
+                self.give(status, body)
 
         def give(self, code: int, content: bytes) -> None:
             self.send_response(code)

@@ -126,6 +126,8 @@ def _generating(config: Config) -> Config:
         raise RequestError(f"nodes={config.nodes}: a bench runs on one machine; nodes=1")
     if config.vllm.sleep:
         raise RequestError("vllm.sleep=true: a bench has no trainer to make room for; vllm.sleep=false")
+    if config.vllm.engine.get("disable_log_stats"):
+        raise RequestError("vllm.engine.disable_log_stats=true: a bench needs vLLM's own counts; leave it out")
     return dataclasses.replace(
         config,
         grpo={"max_completion_length": 1},

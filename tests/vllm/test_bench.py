@@ -64,7 +64,8 @@ def test_a_server_of_two_engines(runs: Path) -> None:
         ("alone", False),
         ("shared", True),
     ]
-    assert [row["itl_s_n"] for row in rows[:6]] == 3 * [8 * 7] + 3 * [8 * 4 * 7]
+    assert [row["ttft_s_n"] for row in rows[:6]] == 3 * [8] + 3 * [8 * 4]
+    assert all(row["itl_s_n"] <= row["ttft_s_n"] * 7 for row in rows[:6])  # fewer where first tokens came together
     assert not carriers(RUN_VARIABLE, str(runs / "server"))
 
 

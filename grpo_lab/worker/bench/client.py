@@ -40,6 +40,8 @@ class Answer:
     """Of an answer that was not streamed."""
     came: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
     """Completion -> moment and number of tokens of each message."""
+    totals: dict[int, int] = field(default_factory=dict)
+    """Completion -> tokens so far."""
 
 
 class Client:
@@ -81,7 +83,7 @@ class Client:
         asked: dict[str, Any] = {"model": self.model, "prompt": request.prompt, "n": completions, **NEUTRAL}
         asked |= {"max_tokens": request.length, "ignore_eos": True}
         if request.timed:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+            asked |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         return json.dumps(asked).encode()
 
     def _counts(self) -> Counts:
@@ -142,12 +144,16 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: bytes, *, streame
 
 
 def _take(answer: Answer, message: dict[str, Any], now: float) -> None:
-    answer.usage = message.get("usage") or answer.usage
+    """A message is about one completion and says how many tokens that has by now; the last one is about all."""
     if "error" in message:
         raise ServerFailed(f"the server broke off: {message['error']}")
-    for choice in message["choices"]:
-        if tokens := choice.get("token_ids"):
-            answer.came.setdefault(choice["index"], []).append((now, len(tokens)))
+    if not message["choices"]:
+        answer.usage = message["usage"]
+        return
+    completion, total = message["choices"][0]["index"], message["usage"]["completion_tokens"]
+    if fresh := total - answer.totals.get(completion, 0):
+        answer.totals[completion] = total
+        answer.came.setdefault(completion, []).append((now, fresh))
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -168,7 +174,7 @@ def _checked(request: Request, completions: int, answer: Answer) -> int:
     wanted = (len(request.prompt), completions * request.length)
     if found != wanted:
         raise BenchFailed(f"the server reports {found} tokens of prompt and completions, {wanted} were asked for")
-    lengths = [sum(count for _, count in came) for came in answer.came.values()]
+    lengths = list(answer.totals.values())
     if request.timed and lengths != [request.length] * completions:
         raise BenchFailed(f"a stream brought completions of {lengths} tokens, not {completions} of {request.length}")
     return usage["completion_tokens"]
