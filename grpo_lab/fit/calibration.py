@@ -23,7 +23,8 @@ from grpo_lab.fit.workload import Workload
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "calibration.json"
 NOISE, PRIOR = 0.1, 0.5
 """Standard deviations, as logarithms: of a measured phase, and of a coefficient around its default."""
-ROUNDS = 30
+ROUNDS, ENOUGH = 20, 1e-3
+"""Of the fit: most steps, and the step below which it has arrived."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,9 @@ def fit(measurements: Sequence[Measurement], start: Coefficients | None = None) 
     for _ in range(ROUNDS):
         slopes = np.array([(residuals(place + 1e-4 * axis) - now) / 1e-4 for axis in np.eye(len(names))]).T
         step = np.linalg.lstsq(slopes, -now, rcond=None)[0]
-        while (then := residuals(place + step)) @ then > now @ now and np.abs(step).max() > 1e-6:
+        while (then := residuals(place + step)) @ then > now @ now and np.abs(step).max() > ENOUGH:
             step = step / 2
-        if np.abs(step).max() <= 1e-6:
+        if np.abs(step).max() <= ENOUGH:
             break
         place, now = place + step, then
     return Coefficients(**{name: float(value) for name, value in zip(names, np.exp(place), strict=True)})

@@ -129,10 +129,7 @@ def _judge(
 def _timed(one: Judged, work: Workload, cluster: Cluster, calibration: Calibration) -> Judged:
     layout, card, tokens = one.layout, cluster.card, work.completions * work.completion
     assert layout is not None
-    try:
-        phases = speed.phases(work, layout, card, calibration.coefficients)
-    except ValueError as error:
-        return replace(one, verdict=Verdict(NO, str(error), one.verdict.needs))
+    phases = speed.phases(work, layout, card, calibration.coefficients)
     return replace(
         one,
         note=" ".join(text for text in (one.note, _waves(work, layout, card)) if text),

@@ -83,7 +83,8 @@ def _card(name: str, fields: dict[str, Any]) -> Card:
 
 
 def cluster(asked: str, machine: Machine, *, nodes: int = 1) -> Cluster:
-    """`auto`: this machine's GPUs, or `nodes` like it. `h100-8`: eight in one machine; `h100-8x16`: sixteen such machines.
+    """`auto`: this machine's GPUs, or `nodes` like it. `h100-8`: eight in one machine; `h100-8x16`: sixteen of
+    those.
 
     Raises:
         RequestError: for a card that is not known, or `auto` without GPUs.

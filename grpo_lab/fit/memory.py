@@ -5,7 +5,7 @@ Held to `torch.cuda.max_memory_reserved` and nvidia-smi of real runs (docs/plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from grpo_lab.fit.hardware import Card
 from grpo_lab.fit.parts import Layout, Need
@@ -210,5 +210,5 @@ def fullest(work: Workload, layout: Layout, card: Card) -> dict[str, Need]:
     given = vllm.share + vllm.beside
     if not work.sleep:
         return {"trainer and vLLM": Need({**train.parts, **beside}, given)}
-    awake = Need({**trainer(work, replace(layout, per_device=0)).parts, **beside}, given)
-    return {"trainer and vLLM in turn": max(train, awake, key=lambda need: need.total)}
+    kept = {part: size for part, size in train.parts.items() if part not in ("gradients", "activations", "logits")}
+    return {"trainer and vLLM in turn": max(train, Need({**kept, **beside}, given), key=lambda need: need.total)}

@@ -53,11 +53,7 @@ class Coefficients:
 
 
 def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> Phases:
-    """Of one step, with the slowest process counting; without a trainer only generation.
-
-    Raises:
-        ValueError: where the KV cache holds no sequence.
-    """
+    """Of one step, with the slowest process counting; without a trainer only generation."""
     if layout.trainer == 0:
         return Phases(generation(work, layout, card, known), 0.0, 0.0, 0.0, 0.0)
     generate = (
@@ -76,10 +72,8 @@ def generation(work: Workload, layout: Layout, card: Card, known: Coefficients) 
     """vLLM: prefill of the prompts (those of one group are cached), then decoding in waves of as many sequences as the
     KV cache and max_num_seqs hold (continuous batching: a wave need not be whole)."""
     own = work.completions / layout.dp
-    room = memory.engine(work, layout, card).sequences
+    room = max(1.0, memory.engine(work, layout, card).sequences)
     together = min(own, room, memory.most_sequences(work, layout, card))
-    if room < 1:
-        raise ValueError("the KV cache holds no sequence of prompt and completion")
     prompts = max(1.0, own / work.generations) * work.prompt
     prefill = 2 * work.active * prompts / (layout.tp * card.flops * known.matrix)
     return prefill + own / together * work.completion * decode_step(work, layout, card, known, together)

@@ -48,7 +48,8 @@ def _heading(config: Config, cluster: Cluster) -> str:
     machines = f" in each of {cluster.nodes} machines" if cluster.nodes > 1 else ""
     return (
         f"{config.model.name} on {cluster.per_node} {card.name} ({card.memory / GIB:.1f} GiB){machines}:"
-        f" {work.completions} completions a step of {work.completion} tokens (all taken to be that long), prompts of {work.prompt}\n"
+        f" {work.completions} completions a step of {work.completion} tokens (all taken to be that long), prompts of"
+        f" {work.prompt}\n"
         f"predicted, not measured; ± holds 19 of 20 times, ? where this card or mode was never measured"
     )
 

@@ -31,9 +31,8 @@ def judge(work: Workload, layout: Layout, card: Card, *, own_server: bool = True
     needs = memory.fullest(work, layout, card)
     if not own_server:
         needs.pop("server", None)
-    found = [_role(role, need, work, layout, card) for role, need in needs.items()]
-    if layout.mode != "off" and own_server:
-        found.append(_cache(work, layout, card))
+    cache = [_cache(work, layout, card)] if layout.mode != "off" and own_server else []
+    found = [*cache, *(_role(role, need, work, layout, card) for role, need in needs.items())]
     kind, reason = max(found, key=lambda one: (FITS, TIGHT, NO).index(one[0]))
     return Verdict(kind, reason, needs)
 

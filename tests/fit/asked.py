@@ -1,0 +1,25 @@
+"""Configs and workloads of the predictor's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from grpo_lab.fit.hardware import Cluster, presets
+from grpo_lab.fit.parts import Layout
+from grpo_lab.fit.workload import Workload, workload
+from tests.test_plan import asked
+
+LAYOUT = Layout("colocate", 1, 1, 1, "ddp", per_device=8, accumulation=8)
+
+
+def work(*overrides: str, **changed: Any) -> Workload:
+    return replace(workload(asked("data=gsm8k", *overrides)), **changed)
+
+
+def layout(**changed: Any) -> Layout:
+    return replace(LAYOUT, **changed)
+
+
+def on(card: str, gpus: int = 8, nodes: int = 1) -> Cluster:
+    return Cluster(presets()[card], gpus, nodes)

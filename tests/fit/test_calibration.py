@@ -1,0 +1,126 @@
+"""Coefficients from measurements: known ones are found again, and real runs are met."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+
+from grpo_lab import store
+from grpo_lab.errors import RequestError
+from grpo_lab.fit import calibration, measurements
+from grpo_lab.fit.calibration import Measurement
+from grpo_lab.fit.hardware import presets
+from grpo_lab.fit.speed import Coefficients
+from grpo_lab.plan.__main__ import main
+from tests.conftest import ROOT
+from tests.fit.asked import layout, work
+from tests.fit.test_memory import COLUMNS
+
+TRUE = Coefficients(matrix=0.5, step_s=2e-3, sequence_s=4e-5, decode_matrix=0.25, other_s=0.05)
+BATCH = ("grpo.generation_batch_size=512", "model.dtype=bfloat16")
+
+
+def synthetic(noise: float) -> list[Measurement]:
+    """Not measured: made from known coefficients, with noise of a fixed seed."""
+    chance, found = random.Random(0), []
+    for model in ("qwen2.5-0.5b", "qwen2.5-3b", "qwen2.5-7b"):
+        for tp, dp in ((1, 1), (2, 2)):
+            for completion in (256, 2048):
+                place = layout(tp=tp, dp=dp, trainer=tp * dp)
+                asked = work(f"model={model}", *BATCH, completion=completion, prompt=128)
+                one = Measurement(
+                    f"{model}-{tp}-{dp}-{completion}", model, asked, place, presets()["h200"], {"train": 1.0}
+                )
+                one = dataclasses.replace(one, seconds=dict.fromkeys(measurements.PHASES, 1.0))
+                seconds = {phase: value * chance.gauss(1, noise) for phase, value in one.predicted(TRUE).items()}
+                found.append(dataclasses.replace(one, seconds=seconds))
+    return found
+
+
+def test_known_coefficients_are_found_again_from_synthetic_measurements() -> None:
+    known = calibration.fit(synthetic(0.0))
+    for name in ("matrix", "sequence_s", "decode_matrix"):
+        assert getattr(known, name) == pytest.approx(getattr(TRUE, name), rel=0.15), name
+
+
+def test_a_model_left_out_is_predicted_within_the_noise_of_synthetic_measurements() -> None:
+    made = synthetic(0.05)
+    errors = calibration.leave_one_out(made)
+    assert set(errors) == {one.name for one in made}
+    assert statistics.median(map(abs, errors.values())) < 0.08
+    assert max(map(abs, errors.values())) < 0.25
+    unfitted = [abs(one.error(Coefficients())) for one in made]
+    assert statistics.median(map(abs, errors.values())) < statistics.median(unfitted)
+
+
+def test_one_model_leaves_nothing_to_hold_out_and_no_band() -> None:
+    made = [one for one in synthetic(0.0) if one.model == "qwen2.5-7b"]
+    found = calibration.calibrate(made)
+    assert calibration.leave_one_out(made) == {}
+    assert found.band("h200", "colocate") is None
+
+
+def test_real_runs_are_met_and_the_shipped_file_is_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All committed measurements on GPUs that this version reads: 0.5B, 1.5B and 7B on H200s."""
+    monkeypatch.setattr("sys.argv", ["plan", "calibrate", *map(str, COLUMNS), "--out", str(tmp_path / "made.json")])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    made, shipped = json.loads((tmp_path / "made.json").read_text()), json.loads(calibration.SHIPPED.read_text())
+    assert made["coefficients"] == pytest.approx(shipped["coefficients"], rel=1e-3)
+    assert [point["name"] for point in made["points"]] == [point["name"] for point in shipped["points"]]
+    blind = [abs(point["error_without_this_model"]) for point in made["points"]]
+    assert len(blind) == 13
+    assert statistics.median(blind) <= 0.15
+    assert max(blind) <= 0.35
+    served = {point["name"]: point["error"] for point in made["points"] if point["model"] == "qwen2.5-7b"}
+    assert max(map(abs, served.values())) < 0.05
+
+
+def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
+    made = calibration.calibrate(synthetic(0.05))
+    calibration.save(made, tmp_path / "calibration.json")
+    again = calibration.load(tmp_path / "calibration.json")
+    assert dataclasses.asdict(again.coefficients) == pytest.approx(dataclasses.asdict(made.coefficients), rel=1e-3)
+    assert again.band("h200", "colocate") == pytest.approx(made.band("h200", "colocate"))
+    assert again.band("h100", "colocate") is None
+
+
+def test_a_calibration_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no such file"):
+        calibration.load(tmp_path / "nothing.json")
+
+
+def bench_folder(folder: Path) -> Path:
+    """What a benchmark of a server leaves."""
+    from grpo_lab import config as configuration
+    from tests.test_plan import asked
+
+    folder.mkdir(parents=True)
+    configuration.save(asked("model=qwen2.5-7b", "vllm=server", "vllm.dp=4"), folder / "config.yaml")
+    store.write_json(folder / "env.json", {"gpus": ["NVIDIA H200"] * 4, "gpu_memory_gib": 140.4})
+    sizes = {"prompts": 128, "num_generations": 8, "prompt_len": 100, "completion_len": 512, "concurrency": 1024}
+    load = {"name": "steady", "load": sizes, "metrics": {"generated_tokens_per_s": {"median": 59600.0, "n": 3}}}
+    result = {"kind": "bench", "status": "finished", "model": "qwen2.5-7b", "vllm_mode": "server", "tp": 1, "dp": 4}
+    store.write_json(folder / "result.json", {**result, "gpus": 4, "loads": [load]})
+    return folder
+
+
+def test_benchmarks_are_read(tmp_path: Path) -> None:
+    bench_folder(tmp_path / "bench")
+    (one,) = measurements.read([tmp_path])
+    assert (one.work.prompt, one.work.completion, one.work.completions) == (100, 512, 1024)
+    assert one.seconds == {"generate": pytest.approx(1024 * 512 / 59600)}
+    assert abs(one.error(calibration.load().coefficients)) < 0.1
+
+
+def test_tables_of_report_are_read() -> None:
+    rows = {one.name: one for one in measurements.read([ROOT / "experiments/layouts_h200/results/layouts.csv"])}
+    one = rows["server-4gpu-dp2+2"]
+    assert (one.layout.trainer, one.layout.dp, one.layout.per_device, one.layout.accumulation) == (2, 2, 16, 4)
+    assert one.work.completion == pytest.approx(255, abs=3)
+    assert one.seconds["train"] == pytest.approx(0.6085, abs=1e-3)
