@@ -70,7 +70,7 @@ class Rollouts:
         self.model = AutoModelForCausalLM.from_pretrained(given["model"])
         self.tokenizer = AutoTokenizer.from_pretrained(given["model"], padding_side="left")
         self.rewards = pickle.loads(pickle.dumps(given["reward_funcs"]))
-        self.rows = [given["train_dataset"][number] for number in range(4 * STEPS)]
+        self.rows = [given["train_dataset"][number] for number in range(2 * STEPS + 2)]
 
     def start(self) -> None:
         torch.manual_seed(1)
