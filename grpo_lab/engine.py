@@ -49,7 +49,7 @@ class ServerPlan:
 def server_argv(
     model: str,
     *,
-    served_name: str,
+    served_name: str | list[str],
     host: str,
     port: int,
     tp: int,
@@ -107,6 +107,8 @@ def flags(options: Mapping[str, Any]) -> list[str]:
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, str | int | float):
             words += [f"--{name}", str(value)]
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            words += [f"--{name}", *value]
         else:
             words += [f"--{name}", json.dumps(value, separators=(",", ":"))]
     return words

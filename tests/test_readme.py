@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def own_files(tmp_path: Path) -> Path:
     pairs = [(left, right) for right in (25, 57) for left in range(10, 99)]
     rows = [{question: f"{left}+{right}=?", answer: str(left + right)} for left, right in pairs]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "my_model").symlink_to(ASSETS / "tiny")
+    shutil.copytree(ASSETS / "tiny", tmp_path / "my_model")
     return tmp_path
 
 

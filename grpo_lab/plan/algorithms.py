@@ -11,6 +11,7 @@ from grpo_lab.errors import RequestError
 from grpo_lab.machine import Machine
 
 KINDS = tuple(upstream.ALGORITHMS)
+CLASSIFIER = "grpo_lab.rewards.classifier.model"
 PAIR = 2
 """Completions of a prompt in online DPO."""
 
@@ -24,10 +25,15 @@ _OWNED = {
         "max_new_tokens": "grpo.max_completion_length=",
         "max_length": "nothing: a prompt that does not fit the model is refused, not cut",
         "reward_model_path": "rewards=[classifier] rewards.classifier.path=",
-    }
+    },
+    "async_grpo": {"dtype": "model.dtype="},
 }
 """Fields of one trainer's config that follow from the plan -> the key to set instead."""
-_ABSENT = {"online_dpo": ("num_generations_eval", "log_completions", "num_completions_to_print")}
+_PRINTS = ("num_generations_eval", "log_completions", "num_completions_to_print")
+_ABSENT = {
+    "online_dpo": _PRINTS,
+    "async_grpo": (*_PRINTS, "reward_weights", "use_vllm", "vllm_mode", "vllm_group_port"),
+}
 """What the plan sets for the other trainers, and this one's config has no field for."""
 
 
@@ -44,12 +50,15 @@ def completions_together(kind: str) -> int:
 
 def own_arguments(kind: str, planned: dict[str, Any]) -> dict[str, Any]:
     """The plan's arguments as the trainer's config takes them. Online DPO counts prompts where the others count
-    completions, would cut long prompts, and would spread the model over all GPUs."""
+    completions, would cut long prompts, and would spread the model over all GPUs. Asynchronous GRPO would
+    fill each pass by tokens, so that each step had another number of completions."""
     arguments = {key: value for key, value in planned.items() if key not in _ABSENT.get(kind, ())}
     if kind == "online_dpo":
         arguments["per_device_train_batch_size"] //= PAIR
         arguments["max_length"] = 2**31 - 1
         arguments["model_init_kwargs"] = {"device_map": None, **arguments["model_init_kwargs"]}
+    if kind == "async_grpo":
+        arguments.setdefault("token_budget", 0)
     return arguments
 
 
@@ -86,7 +95,7 @@ def _check_online_dpo(config: Config) -> None:
 
 
 def _check_async(config: Config, machine: Machine, *, on_gpu: bool) -> None:
-    """First what the request or the machine lacks; what remains is missing here."""
+    """First what the machine lacks, then what AsyncGRPOTrainer does not take."""
     if config.vllm.mode != "server":
         raise RequestError(f"vllm={config.vllm.mode}: algorithm=async_grpo generates beside training; vllm=server")
     if not on_gpu:
@@ -98,21 +107,44 @@ def _check_async(config: Config, machine: Machine, *, on_gpu: bool) -> None:
         )
     if config.grpo.get("beta"):
         raise RequestError(f"grpo.beta={config.grpo['beta']}: AsyncGRPOTrainer has no reference model; grpo.beta=0")
-    raise RequestError(
-        "algorithm=async_grpo: TRL's AsyncGRPOTrainer scores in a process of its own, which the rewards here cannot be"
-        " sent to, and has no generation to evaluate with; not driven by this version, algorithm=grpo"
-    )
+    if config.model.attn is not None:
+        raise RequestError(f"model.attn={config.model.attn}: algorithm=async_grpo has its own; leave model.attn out")
+    if config.vllm.weight_transfer == "gloo":
+        raise RequestError("vllm.weight_transfer=gloo: AsyncGRPOTrainer sends its weights through NCCL; nccl, or auto")
+    if config.distributed.kind.startswith("zero"):
+        raise RequestError(
+            f"distributed={config.distributed.kind}: AsyncGRPOTrainer gathers weights of ddp and fsdp2 only; fsdp2"
+        )
+    if config.peft.kind == "qlora":
+        raise RequestError("peft=qlora: AsyncGRPOTrainer takes no quantization config; peft=lora")
+    for name, settings in config.rewards.items():
+        if isinstance(settings, dict) and settings.get("_target_") == CLASSIFIER and settings.get("path"):
+            raise RequestError(
+                f"rewards.{name}.path={settings['path']}: AsyncGRPOTrainer scores in a process without a GPU;"
+                f" rewards.{name}.url= asks a server"
+            )
+
+
+def served_names(config: Config, own: str, model_path: str) -> str | list[str]:
+    """What the server answers to. AsyncGRPOTrainer asks for the model by its path; the run knows its server by the
+    first name."""
+    return [own, model_path] if config.algorithm.kind == "async_grpo" else own
 
 
 def algorithm_notes(config: Config) -> Iterator[str]:
     """What a run of this algorithm will not have, or TRL warns of."""
     kind, grpo = config.algorithm.kind, config.grpo
-    if kind in ("rloo", "online_dpo"):
+    if kind in ("rloo", "online_dpo", "async_grpo"):
         yield f"algorithm={kind}: TRL writes no completions, so there will be no completions.parquet"
     if kind == "rloo" and config.vllm.mode != "off" and config.vllm.check_sync_every:
         yield "algorithm=rloo: TRL compares no log-probabilities, so vLLM's weights are not checked"
     if kind == "online_dpo":
         yield "algorithm=online_dpo: TRL counts no completion tokens, so there will be no tokens per second"
+    if kind == "async_grpo":
+        yield "algorithm=async_grpo: time_s.generate is what the trainer waits for completions; rewards/* are weighted"
+        yield "algorithm=async_grpo: TRL compares no log-probabilities, so vLLM's weights are not checked"
+        if config.vllm.url is not None:
+            yield f"vllm.url={config.vllm.url}: that server must know the model by the path that the trainer has"
     loss = grpo.get("loss_type", "dapo")
     if grpo.get("importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
         yield f"grpo.loss_type={loss} weights sequence-level ratios by length; GSPO's own is grpo (algorithm=gspo)"

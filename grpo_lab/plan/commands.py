@@ -12,7 +12,7 @@ from grpo_lab.errors import RequestError
 from grpo_lab.exposure import check_bind
 from grpo_lab.hosts import Host
 from grpo_lab.machine import Machine
-from grpo_lab.plan.algorithms import own_arguments, passed_on
+from grpo_lab.plan.algorithms import own_arguments, passed_on, served_names
 from grpo_lab.plan.parts import Batch, Command, Ports, Roles
 
 RUN_VARIABLE = "GRPO_LAB_RUN"
@@ -115,7 +115,7 @@ def server_of(
     served_name = f"{folder.name}-{ports.http}"
     argv = server_argv(
         model_path,
-        served_name=served_name,
+        served_name=served_names(config, served_name, model_path),
         host=host.address,
         port=ports.http,
         tp=vllm.tp,

@@ -12,10 +12,10 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.data_utils import maybe_apply_chat_template
 
 from grpo_lab.config import Config
-from grpo_lab.worker import rewarding
+from grpo_lab.worker import asynchronous, rewarding
 
 Trainer = Any
-"""GRPOTrainer, RLOOTrainer or OnlineDPOTrainer; they share transformers' Trainer and little else."""
+"""GRPOTrainer, RLOOTrainer, OnlineDPOTrainer or AsyncGRPOTrainer; they share transformers' Trainer and little else."""
 
 _COMPLETIONS_AT = {GRPOTrainer: 3, RLOOTrainer: 2}
 """Trainers that generate from prompts alone -> where the completions are in what `_generate` returns."""
@@ -34,22 +34,28 @@ PAIRED = {
     "_maybe_log_save_evaluate": "pause",
     "_forward": "logprobs",
 }
+OVERLAPPING = {"training_step": "train", "_maybe_log_save_evaluate": "pause"}
+"""While completions are made and scored elsewhere."""
 
 
 def phases(trainer: Trainer) -> dict[str, str]:
     """Method -> phase of the step. What computes log-probabilities counts as that without gradients only."""
+    if asynchronous.is_one(trainer):
+        return OVERLAPPING
     return SCORED if type(trainer) in _COMPLETIONS_AT else PAIRED
 
 
 def build(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> Trainer:
     given: dict[str, Any] = {
         "model": plan["model_path"],
-        "reward_funcs": rewarding.build(config.rewards),
+        "reward_funcs": rewarding.build(config.rewards, weighted=config.algorithm.kind == "async_grpo"),
         "train_dataset": training,
         "peft_config": _adapter(config),
     }
     if config.algorithm.kind == "online_dpo":
         return _online_dpo(config, plan, given)
+    if config.algorithm.kind == "async_grpo":
+        return asynchronous.build(plan, given)
     trainer, arguments = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[config.algorithm.kind]
     return trainer(args=arguments(**plan["trl"]), quantization_config=_quantization(config), **given)
 
@@ -86,6 +92,8 @@ def _quantization(config: Config) -> BitsAndBytesConfig | None:
 
 def generate(trainer: Trainer, prompts: list[Any]) -> list[Any]:
     """One completion a prompt, sampled with the trainer's settings, in the form that rewards see."""
+    if asynchronous.is_one(trainer):
+        return asynchronous.generate(trainer, prompts)
     place = _COMPLETIONS_AT.get(type(trainer))
     if place is not None:
         completions = list(trainer._generate(prompts)[place])
@@ -104,5 +112,7 @@ def tokens_needed(trainer: Trainer, prompt: Any) -> tuple[int, int]:
     """Of one prompt, and of the longest completion that may follow it."""
     if type(trainer) in _COMPLETIONS_AT:
         return len(trainer._tokenize_prompts([prompt])[0][0]), trainer.args.max_completion_length
+    if asynchronous.is_one(trainer):
+        return len(asynchronous.token_ids(trainer, [prompt])[0]), trainer.args.max_completion_length
     text = maybe_apply_chat_template({"prompt": prompt}, trainer.processing_class)["prompt"]
     return len(trainer.processing_class(text, add_special_tokens=False)["input_ids"]), trainer.args.max_new_tokens

@@ -16,7 +16,7 @@ from grpo_lab import results, store
 from grpo_lab.config import EvalConfig
 from grpo_lab.rewards import accuracy
 from grpo_lab.store import Run
-from grpo_lab.worker import algorithms
+from grpo_lab.worker import algorithms, asynchronous
 from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.recording import Recorder
 
@@ -33,6 +33,8 @@ def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable
     state, total = trainer.accelerator, len(problems)
     share = math.ceil(total / state.num_processes)
     mine = [(state.process_index + turn * state.num_processes) % total for turn in range(share)]
+    if asynchronous.is_one(trainer):
+        asynchronous.catch_up(trainer)
     trainer.model.eval()
     marks: list[tuple[int, int | None]] = []
     for start in range(0, share, CHUNK):
@@ -72,7 +74,7 @@ class InBetween(TrainerCallback):
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
             marks = evaluate(self.trainer, self.problems, self._progress)
-        if self.trainer.use_vllm:
+        if getattr(self.trainer, "use_vllm", False):
             self.trainer._last_loaded_step = -1
         found = results.proportion(marks)
         if found is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from grpo_lab import results
-from grpo_lab.worker import algorithms
+from grpo_lab.worker import algorithms, asynchronous
 from grpo_lab.worker.algorithms import Trainer
 
 PHASES = results.PHASES
@@ -83,7 +83,10 @@ def attach(clock: Clock, trainer: Trainer) -> None:
     """
     for name, phase in algorithms.phases(trainer).items():
         _time(clock, trainer, name, phase, without_gradient=phase == "logprobs")
-    if trainer.use_vllm:
+    if asynchronous.is_one(trainer):
+        for owner, name, phase in asynchronous.waits(trainer):
+            _time(clock, owner, name, phase)
+    elif trainer.use_vllm:
         _time(clock, trainer.vllm_generation, "sync_weights", "sync")
 
 

@@ -18,6 +18,9 @@ from grpo_lab.worker.soundness import Soundness
 SYNC_METRIC = "sampling/sampling_logp_difference/mean"
 """TRL's mean absolute difference between vLLM's log-probabilities and the trainer's, nats a token."""
 
+TRAINED = "batch/trained_tokens_per_step"
+"""AsyncGRPOTrainer's count of the completion tokens of a step, which were made at another time."""
+
 SCORES = "objective/scores"
 """OnlineDPOTrainer's name for the mean reward, which the other trainers log as `reward`."""
 
@@ -70,11 +73,13 @@ class Recorder(TrainerCallback):
         if SCORES in logs:
             row["reward"] = logs[SCORES]
         row["peak_memory_gib/trainer"] = peak_memory_gib()
-        if "completions/mean_length" in logs:
+        tokens = logs.get(TRAINED)
+        if tokens is None and "completions/mean_length" in logs:
             tokens = logs["completions/mean_length"] * self.batch.completions
-            row["completion_tokens"] = round(tokens)
             row["generated_tokens_per_s"] = tokens / self._lap["generate"]
             row["generated_tokens_per_s_per_gpu"] = tokens / self._lap["generate"] / self.generating
+        if tokens is not None:
+            row["completion_tokens"] = round(tokens)
             row["tokens_per_s_per_gpu"] = tokens / seconds / self.devices
             row["samples_per_s"] = self.batch.completions / seconds
         return row

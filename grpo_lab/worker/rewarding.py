@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 RewardFunction = Callable[..., list[float | None]]
 CLASSIFIER = "grpo_lab.rewards.classifier.model"
 _OURS = ("_target_", "weight")
+_ONE_AT_A_TIME = threading.Lock()
+"""AsyncGRPOTrainer calls all rewards at once, in threads; they are written for one."""
 
 
 class BadReward(RuntimeError):
@@ -25,12 +28,15 @@ class BadReward(RuntimeError):
         super().__init__(f"reward '{name}' {problem}{shown}")
 
 
-def build(rewards: dict[str, dict[str, Any]]) -> list[RewardFunction | PreTrainedModel]:
-    """What TRL takes, in the order of the config: functions, each called `name` in every metric, and classifiers."""
+def build(rewards: dict[str, dict[str, Any]], *, weighted: bool = False) -> list[RewardFunction | PreTrainedModel]:
+    """What TRL takes, in the order of the config: functions, each called `name` in every metric, and classifiers.
+
+    `weighted`: for a trainer that only adds rewards up, each is multiplied by its weight.
+    """
     return [
         _classifier(name, **settings)
         if settings.get("path") and settings["_target_"] == CLASSIFIER
-        else _named(name, settings)
+        else Reward(name, settings, float(settings.get("weight", 1.0)) if weighted else 1.0)
         for name, settings in rewards.items()
     ]
 
@@ -52,29 +58,36 @@ def _classifier(name: str, path: str, dtype: str = "auto", **others: Any) -> Pre
     return model
 
 
-def _named(name: str, settings: dict[str, Any]) -> RewardFunction:
-    parameters = {key: value for key, value in settings.items() if key not in _OURS}
-    target = get_method(settings["_target_"])
+class Reward:
+    """A reward function with its parameters, under its own name. It can be pickled: AsyncGRPOTrainer scores in a
+    process of its own, which finds the function by its path again."""
 
-    def function(**given: Any) -> list[float | None]:
-        return target(**{**given, **parameters})  # a column that is called as a parameter does not replace it
+    def __init__(self, name: str, settings: dict[str, Any], factor: float = 1.0) -> None:
+        self.__name__ = name
+        self.target = settings["_target_"]
+        self.parameters = {key: value for key, value in settings.items() if key not in _OURS}
+        self.factor = factor
+        get_method(self.target)
 
-    def reward(completions: list[Any], **columns: Any) -> list[float | None]:
+    def _values(self, **given: Any) -> list[float | None]:
+        # A column that is called as a parameter does not replace it.
+        return list(get_method(self.target)(**{**given, **self.parameters}))
+
+    def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
+        name = self.__name__
         try:
-            values = list(function(completions=completions, **columns))
+            with _ONE_AT_A_TIME:
+                values = self._values(completions=completions, **columns)
         except OSError as error:  # no completion is to blame for a server or a file, and each may take a time limit
             raise BadReward(name, f"raised {error!r}") from error
         except Exception as error:  # whatever a user's function raises: it is reported with its name, and re-raised
-            raise BadReward(name, f"raised {error!r}", _culprit(function, completions, columns)) from error
+            raise BadReward(name, f"raised {error!r}", _culprit(self._values, completions, columns)) from error
         if len(values) != len(completions):
             raise BadReward(name, f"returned {len(values)} values for {len(completions)} completions")
         for value, completion in zip(values, completions, strict=True):
             if value is not None and not isinstance(value, (int, float)):
                 raise BadReward(name, f"returned {value!r}, not a number or None", text_of(completion))
-        return values
-
-    reward.__name__ = name
-    return reward
+        return values if self.factor == 1.0 else [None if value is None else self.factor * value for value in values]
 
 
 def _culprit(function: RewardFunction, completions: list[Any], columns: dict[str, Any]) -> str:

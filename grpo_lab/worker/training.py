@@ -21,7 +21,7 @@ from grpo_lab.config import Config
 from grpo_lab.disk import DiskFull, is_full
 from grpo_lab.plan import Batch
 from grpo_lab.store import Run
-from grpo_lab.worker import algorithms, rewarding, saving, vllm
+from grpo_lab.worker import algorithms, asynchronous, rewarding, saving, vllm
 from grpo_lab.worker.algorithms import Trainer
 from grpo_lab.worker.evaluation import InBetween, evaluate
 from grpo_lab.worker.loading import BadData, check_lengths, load_data
@@ -121,6 +121,11 @@ def _train(run: Run, started: float) -> None:
     except rewarding.BadReward:
         saving.save_after_failure(trainer)
         raise
+    except RuntimeError as error:
+        if not asynchronous.is_one(trainer) or error.__cause__ is None:
+            raise
+        saving.save_after_failure(trainer)
+        raise asynchronous.told(error.__cause__) from error
     finally:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)
     if trainer.is_world_process_zero():
