@@ -10,7 +10,7 @@ import io
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
@@ -62,7 +62,7 @@ _styled = matplotlib.rc_context(_STYLE)
 class Picture:
     title: str
     caption: str
-    svg: str
+    svg: str = field(repr=False)
     """One `<svg>` element, to stand in a page that defines the variables."""
 
     def standalone(self) -> str:
