@@ -185,6 +185,13 @@ def test_a_folder_without_a_result_is_refused(there: bool, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == ([folder] if there else [])
 
 
+def test_models_are_in_the_order_of_their_sizes(tmp_path: Path) -> None:
+    for model in ("qwen2.5-14b", "qwen2.5-3b", "qwen2.5-7b"):
+        for dp in (1, 2):
+            make(tmp_path / f"{model},{dp}", model=model, dp=dp, metrics={"step_time_s": timing(1.0)})
+    assert list(cells(contents.make([tmp_path]), "step, s")) == ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b"]
+
+
 def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
     for tp, speed in ((1, 1000.0), (2, 700.0)):
         loads = [
@@ -192,11 +199,15 @@ def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
             for name, length, found in (("short", 512, speed), ("long", 8192, speed / 10))
         ]
         make(tmp_path / f"tp={tp}", kind="bench", tp=tp, loads=loads, metrics=loads[0]["metrics"])
+    failed = make(tmp_path / "tp=4", kind="bench", tp=4, failure={"class": "oom", "message": "out of memory"})
+    asked = "\nbench: {prompt_len: 512, loads: {short: {}, long: {prompt_len: 8192}}}\n"
+    failed.config.write_text(failed.config.read_text() + asked)
     made = contents.make([tmp_path])
     shown = cells(made, "generated per GPU, tokens/s")
     assert list(shown) == ["tiny long", "tiny short"]
     assert shown["tiny long"][0] == "**100.0** (99.9 to 100.1, n=8)"
-    assert len(made.runs) == 4
+    assert shown["tiny long"][2] == shown["tiny short"][2] == "oom", "the loads that it would have measured"
+    assert len(made.runs) == 6
     assert sum("tp x dp" in one.title for one in made.pictures) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,14 +85,23 @@ def per_load(rows: Iterable[Row]) -> list[Row]:
 
 
 def _loads(row: Row) -> list[Row]:
-    loads = row.get("loads")
-    if not isinstance(loads, list) or not loads:
-        return [row]
-    told = [one for one in loads if isinstance(one, Mapping)]
+    told = row.get("loads")
+    loads = told if isinstance(told, list) and told else _asked_loads(row)
     return [
         {**row, "load": one.get("name"), "load_asked": one.get("load") or {}, **(one.get("metrics") or {})}
-        for one in told
-    ]
+        for one in loads
+        if isinstance(one, Mapping)
+    ] or [row]
+
+
+def _asked_loads(row: Row) -> list[Row]:
+    """The loads that a bench run would have measured had it started; none where its config does not say."""
+    bench = (row.get("config") or {}).get("bench")
+    if row.get("kind") != "bench" or not isinstance(bench, Mapping):
+        return []
+    named = bench.get("loads") or {"default": {}}
+    wanted = {name: {**bench, **(differs or {})} for name, differs in named.items()}
+    return [{"name": name, "load": {key: one.get(key) for key in _LOAD}} for name, one in wanted.items()]
 
 
 def group(rows: Sequence[Row]) -> list[Configuration]:
@@ -103,12 +113,16 @@ def group(rows: Sequence[Row]) -> list[Configuration]:
     return sorted((_configuration(several, names) for several in together.values()), key=_place)
 
 
-def _place(one: Configuration) -> list[tuple[bool, float, str]]:
-    """Numbers in the order of numbers."""
-    return [
-        (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
-        for value in one.axes.values()
-    ]
+def _place(one: Configuration) -> list[list[tuple[bool, float, str]]]:
+    """Numbers in the order of numbers, also within a name: 3b before 14b."""
+    return [_words_and_numbers(value) for value in one.axes.values()]
+
+
+def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
+    if isinstance(value, int | float):
+        return [(False, float(value), "")]
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
+    return [(False, float(part), "") if place % 2 else (True, 0.0, part) for place, part in enumerate(parts)]
 
 
 def _configuration(rows: Sequence[Row], names: Sequence[str]) -> Configuration:

@@ -73,8 +73,8 @@ BENCH = (
     Measure("preemptions", "preemptions"),
     Measure("engines", "engines with work"),
     Measure("startup_s", "start-up", "s"),
-    Measure("power_w", "power of a GPU", "W"),
-    Measure("peak_memory_gib", "peak memory of a GPU", "GiB"),
+    Measure("power_w", "power, busiest GPU", "W"),
+    Measure("peak_memory_gib", "peak memory, fullest GPU", "GiB"),
 )
 KINDS: Mapping[str, Sequence[Measure]] = {"train": TRAIN, "bench": BENCH}
 HEADLINES: Mapping[str, Sequence[str]] = {

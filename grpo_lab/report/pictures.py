@@ -10,10 +10,11 @@ import io
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -62,7 +63,7 @@ _styled = matplotlib.rc_context(_STYLE)
 class Picture:
     title: str
     caption: str
-    svg: str
+    svg: str = field(repr=False)
     """One `<svg>` element, to stand in a page that defines the variables."""
 
     def standalone(self) -> str:
@@ -97,8 +98,8 @@ def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture
     for (work, mode), several in together.items():
         cells = {(int(one.asked.get("tp", 1)), int(one.asked.get("dp", 1))): one for one in several}
         if len(cells) == len(several) >= 2:  # not where something else is varied too: a cell is one configuration
-            caption = f"{work}, {mode}; {measure.better} is better. The numbers are those of the tables."
-            found.append(_picture(f"{measure.heading}: tp x dp", caption, _heatmap(cells, measure)))
+            caption = f"{measure.heading}; {measure.better} is better. The numbers are those of the tables."
+            found.append(_picture(f"tp x dp: {work}, {mode}", caption, _heatmap(cells, measure)))
     return found
 
 
@@ -266,4 +267,5 @@ def _themed(svg: str, title: str, prefix: str) -> str:
     for before in (' id="', "url(#", 'href="#'):
         svg = svg.replace(before, f"{before}{prefix}-")
     svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
-    return re.sub(r'(<svg[^>]*?) width="[\d.]+pt"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
+    label = f'<svg role="img" aria-label="{escape(title)}"'
+    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', lambda found: label + found[1], svg, count=1)
