@@ -69,8 +69,8 @@ def _save(
 
 
 def _size(trainer: Trainer, run: Run) -> int:
-    """Bytes that a checkpoint takes: the last one's; of the first at least the weights'."""
+    """Bytes that a checkpoint takes: the last one's; of the first at least the trained weights'."""
     last = run.last_checkpoint()
     if last is not None:
         return checkpoints.size(last[0])
-    return sum(weight.numel() * weight.element_size() for weight in trainer.model.parameters())
+    return sum(one.numel() * one.element_size() for one in trainer.model.parameters() if one.requires_grad)

@@ -103,6 +103,7 @@ def test_weights_that_are_no_numbers_are_not_saved(runs: Path) -> None:
     assert not list(run.checkpoints.glob("checkpoint-*"))
 
 
+@pytest.mark.nightly
 def test_a_poisoned_model_is_a_nan_failure(runs: Path, tmp_path: Path) -> None:
     poisoned = tmp_path / "model"
     poisoned.mkdir()

@@ -67,6 +67,7 @@ def test_killed_and_resumed_equals_straight_where_a_batch_has_several_steps(runs
     assert broken == straight
 
 
+@pytest.mark.nightly
 def test_points_of_a_sweep_equal_runs_alone(runs: Path) -> None:
     """Two side by side with a core each, two alone with both cores; other seeds are other runs."""
     asked = [*LEARNING, "grpo.max_steps=3", "grpo.save_steps=3"]
