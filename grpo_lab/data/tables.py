@@ -35,6 +35,8 @@ class Table:
         self.name = source.path or source.hub_id
         self.builder = _builder(source)
         self.files: Mapping[str, list[str]] = (self.builder.config.data_files or {}) if source.path else {}
+        if (crash := _crashing(self.files)) is not None:
+            raise ValueError(crash)
         try:
             with _silent("datasets"):
                 self.builder.download_and_prepare(verification_mode="no_checks" if source.path else None)
@@ -134,6 +136,21 @@ def _lines(file: str) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line
+
+
+def _crashing(files: Mapping[str, list[str]]) -> str | None:
+    """What is wrong with files that pyarrow must not be given: its JSON reader (26.0) ends the whole process, by a
+    segmentation fault, where `null` stands before an object."""
+    for file in (file for some in files.values() for file in some if file.endswith((".json", ".jsonl"))):
+        for number, line in _lines(file):
+            text = line.strip().removeprefix(b"\xef\xbb\xbf")
+            if file.endswith(".json"):
+                if not text.startswith((b"{", b"[")):
+                    return f"{file}:{number}: neither a JSON list nor an object"
+                break
+            if not (text.startswith(b"{") and text.endswith(b"}")):
+                return _bad_line({"": [file]})
+    return None
 
 
 def _bad_line(files: Mapping[str, list[str]]) -> str | None:

@@ -13,7 +13,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from grpo_lab.config import Config
@@ -116,6 +116,7 @@ def check_read(file: Path, content: bytes, cache: Path, **settings: Any) -> None
 
 @cases(few=50, many=1000)
 @given(json_lines())
+@example(b'null\n{"prompt": "a", "solution": "1"}\n')  # pyarrow 26.0 would end the process
 def test_any_jsonl_file_is_read_or_refused(folder: Path, content: bytes) -> None:
     check_read(folder / "rows.jsonl", content, folder)
 
