@@ -259,9 +259,9 @@ def test_a_hundred_thousand_steps_take_seconds(tmp_path: Path) -> None:
     rest = json.dumps({f"profile/{number}": number / 7 for number in range(40)})[1:]
     with run.metrics.open("w") as lines:
         lines.writelines(f'{{"step": {step}, "reward": {step / 1e5}, {rest}\n' for step in range(1, 100_001))
-    started = time.monotonic()
+    started = time.process_time()
     made = contents.make([tmp_path])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5, "of the processor: other work does not count"
     (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
     assert len(reward.svg) < 60_000
     steps = curves.read(run)
