@@ -85,7 +85,7 @@ def test_what_did_other_work_is_not_compared(tmp_path: Path) -> None:
 
 def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
     make(tmp_path / "good", metrics={"step_time_s": timing(1.0)})
-    make(tmp_path / "wide", tp=8, failure={"class": "infeasible", "message": "vllm.tp=8: 2 GPUs\nare here"})
+    make(tmp_path / "wide", tp=8, gpus=0, failure={"class": "infeasible", "message": "vllm.tp=8: 2 GPUs\nare here"})
     make(tmp_path / "fat", tp=2, failure={"class": "oom", "message": "out | of memory"})
     made = contents.make([tmp_path])
     assert cells(made, "At a glance")["colocate tp=8 dp=2"] == ["infeasible"]
@@ -146,7 +146,16 @@ def test_damaged_metrics_are_left_out_of_the_curves(damage: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "null", '{"status": "done"}', '{"status": "finished", "metrics": 3}', "\xff"]
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"status": "done"}',
+        '{"status": "finished", "metrics": 3}',
+        '{"status": "finished", "tp": "2"}',
+        "\xff",
+    ],
 )
 def test_a_damaged_result_is_left_out(text: str, tmp_path: Path) -> None:
     make(tmp_path / "whole", metrics={"step_time_s": timing(1.0)})
