@@ -28,7 +28,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     folder = shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     count, texts = SHOWN[name]
     assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == count

@@ -85,7 +85,7 @@ def test_what_did_other_work_is_not_compared(tmp_path: Path) -> None:
 
 def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
     make(tmp_path / "good", metrics={"step_time_s": timing(1.0)})
-    make(tmp_path / "wide", tp=8, failure={"class": "infeasible", "message": "vllm.tp=8: 2 GPUs\nare here"})
+    make(tmp_path / "wide", tp=8, gpus=0, failure={"class": "infeasible", "message": "vllm.tp=8: 2 GPUs\nare here"})
     make(tmp_path / "fat", tp=2, failure={"class": "oom", "message": "out | of memory"})
     made = contents.make([tmp_path])
     assert cells(made, "At a glance")["colocate tp=8 dp=2"] == ["infeasible"]
@@ -146,7 +146,16 @@ def test_damaged_metrics_are_left_out_of_the_curves(damage: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "null", '{"status": "done"}', '{"status": "finished", "metrics": 3}', "\xff"]
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"status": "done"}',
+        '{"status": "finished", "metrics": 3}',
+        '{"status": "finished", "tp": "2"}',
+        "\xff",
+    ],
 )
 def test_a_damaged_result_is_left_out(text: str, tmp_path: Path) -> None:
     make(tmp_path / "whole", metrics={"step_time_s": timing(1.0)})
@@ -259,9 +268,9 @@ def test_a_hundred_thousand_steps_take_seconds(tmp_path: Path) -> None:
     rest = json.dumps({f"profile/{number}": number / 7 for number in range(40)})[1:]
     with run.metrics.open("w") as lines:
         lines.writelines(f'{{"step": {step}, "reward": {step / 1e5}, {rest}\n' for step in range(1, 100_001))
-    started = time.monotonic()
+    started = time.process_time()
     made = contents.make([tmp_path])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5, "of the processor: other work does not count"
     (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
     assert len(reward.svg) < 60_000
     steps = curves.read(run)

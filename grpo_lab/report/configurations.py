@@ -99,7 +99,8 @@ def _asked_loads(row: Row) -> list[Row]:
     bench = (row.get("config") or {}).get("bench")
     if row.get("kind") != "bench" or not isinstance(bench, Mapping):
         return []
-    named = bench.get("loads") or {"default": {}}
+    named = bench.get("loads")
+    named = named if isinstance(named, Mapping) and named else {"default": {}}
     wanted = {name: {**bench, **(differs or {})} for name, differs in named.items()}
     return [{"name": name, "load": {key: one.get(key) for key in _LOAD}} for name, one in wanted.items()]
 
@@ -107,10 +108,18 @@ def _asked_loads(row: Row) -> list[Row]:
 def group(rows: Sequence[Row]) -> list[Configuration]:
     """The configurations of comparable rows (see :mod:`grpo_lab.report.context`), in the order of their axes."""
     together: dict[str, list[Row]] = {}
-    for row in per_load(rows):
+    for row in _with_gpus(per_load(rows)):
         together.setdefault(json.dumps(asked(row), sort_keys=True, default=str), []).append(row)
     names = distinguishing([asked(several[0]) for several in together.values()])
     return sorted((_configuration(several, names) for several in together.values()), key=_place)
+
+
+def _with_gpus(rows: Sequence[Row]) -> list[Row]:
+    """An infeasible run was never given its GPUs: it stands beside the others where these all have one number."""
+    numbers = {row.get("gpus") for row in rows if row["status"] != "infeasible"}
+    same = numbers.pop() if len(numbers) == 1 else None
+    unknown = [row["status"] == "infeasible" and not row.get("gpus") for row in rows]
+    return [{**row, "gpus": same} if wanted else row for row, wanted in zip(rows, unknown, strict=True)]
 
 
 def _place(one: Configuration) -> list[list[tuple[bool, float, str]]]:

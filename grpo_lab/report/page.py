@@ -6,8 +6,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from grpo_lab.report import tables
+from grpo_lab.report.colours import DARK, LIGHT
 from grpo_lab.report.contents import Contents
-from grpo_lab.report.pictures import DARK, LIGHT
 
 
 def html(contents: Contents) -> str:
