@@ -225,7 +225,8 @@ def test_rewards_go_to_another_process_and_name_themselves_there() -> None:
     assert (first.__name__, first.factor) == ("mine", 0.5)
     with pytest.raises(rewarding.BadReward, match="'mine' raised"):
         first(completions=completions, trainer_state=SimpleNamespace(global_step=1))
-    cause = RuntimeError("BadReward: reward 'mine' raised KeyError('x')\nTraceback (most recent call last)")
-    told = asynchronous.told(cause)
+    error = RuntimeError("Rollout worker child has failed; see chained exception.")  # as TRL raises it
+    error.__cause__ = RuntimeError("BadReward: reward 'mine' raised KeyError('x')\nTraceback (most recent call last)")
+    told = asynchronous.told(error)
     assert isinstance(told, rewarding.BadReward)
     assert str(told) == "reward 'mine' raised KeyError('x')"

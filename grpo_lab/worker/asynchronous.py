@@ -21,9 +21,12 @@ class ScoringFailed(BadReward):
         RuntimeError.__init__(self, message)
 
 
-def told(cause: BaseException) -> RuntimeError:
-    """What ended the other process, from TRL's report: its kind, its message and a traceback."""
-    kind, _, rest = str(cause).partition(": ")
+def told(error: RuntimeError) -> RuntimeError:
+    """What ended the other process, where TRL reports that (its cause is a kind, a message and a traceback);
+    otherwise the error itself."""
+    if error.__cause__ is None or not str(error).startswith("Rollout worker child has failed"):
+        return error
+    kind, _, rest = str(error.__cause__).partition(": ")
     message = rest.partition("\nTraceback")[0]
     return ScoringFailed(message) if kind == BadReward.__name__ else RuntimeError(f"{kind}: {message}")
 
