@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_lab import config as configuration
 from grpo_lab import store
 from grpo_lab.plan import make_plan
+from grpo_lab.policy import ASSETS
 from grpo_lab.results import PHASES
 from grpo_lab.store import Run
 from grpo_lab.worker import asynchronous, rewarding, training
@@ -214,6 +215,15 @@ def planned_run(folder: Path, url: str) -> Run:
     store.write_json(run.plan, {**asdict(plan), **devices, "trl": trl})
     store.write_json(run.env, {"run_id": "x"})
     return run
+
+
+def test_rewards_see_the_thinking_block() -> None:
+    from trl.chat_template_utils import parse_response
+
+    tokenizer = asynchronous.literal(AutoTokenizer.from_pretrained(ASSETS / "tiny"))
+    text = "<think>1</think><answer>2</answer>"
+    said = parse_response(tokenizer, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id], prefix=[])
+    assert said == {"role": "assistant", "content": text}
 
 
 def test_rewards_go_to_another_process_and_name_themselves_there() -> None:
