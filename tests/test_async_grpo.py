@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo_lab import config as configuration
 from grpo_lab import store
 from grpo_lab.plan import make_plan
+from grpo_lab.policy import ASSETS
 from grpo_lab.results import PHASES
 from grpo_lab.store import Run
 from grpo_lab.worker import asynchronous, rewarding, training
@@ -216,6 +217,15 @@ def planned_run(folder: Path, url: str) -> Run:
     return run
 
 
+def test_rewards_see_the_thinking_block() -> None:
+    from trl.chat_template_utils import parse_response
+
+    tokenizer = asynchronous.literal(AutoTokenizer.from_pretrained(ASSETS / "tiny"))
+    text = "<think>1</think><answer>2</answer>"
+    said = parse_response(tokenizer, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id], prefix=[])
+    assert said == {"role": "assistant", "content": text}
+
+
 def test_rewards_go_to_another_process_and_name_themselves_there() -> None:
     failing = {"_target_": "tests.rows.failing", "step": 0, "weight": 0.5}
     flat = {"_target_": "tests.rows.keyed", "api_key": "1", "weight": 2.0}
@@ -225,7 +235,8 @@ def test_rewards_go_to_another_process_and_name_themselves_there() -> None:
     assert (first.__name__, first.factor) == ("mine", 0.5)
     with pytest.raises(rewarding.BadReward, match="'mine' raised"):
         first(completions=completions, trainer_state=SimpleNamespace(global_step=1))
-    cause = RuntimeError("BadReward: reward 'mine' raised KeyError('x')\nTraceback (most recent call last)")
-    told = asynchronous.told(cause)
+    error = RuntimeError("Rollout worker child has failed; see chained exception.")  # as TRL raises it
+    error.__cause__ = RuntimeError("BadReward: reward 'mine' raised KeyError('x')\nTraceback (most recent call last)")
+    told = asynchronous.told(error)
     assert isinstance(told, rewarding.BadReward)
     assert str(told) == "reward 'mine' raised KeyError('x')"

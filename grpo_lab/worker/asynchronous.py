@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,9 +22,12 @@ class ScoringFailed(BadReward):
         RuntimeError.__init__(self, message)
 
 
-def told(cause: BaseException) -> RuntimeError:
-    """What ended the other process, from TRL's report: its kind, its message and a traceback."""
-    kind, _, rest = str(cause).partition(": ")
+def told(error: RuntimeError) -> RuntimeError:
+    """What ended the other process, where TRL reports that (its cause is a kind, a message and a traceback);
+    otherwise the error itself."""
+    if error.__cause__ is None or not str(error).startswith("Rollout worker child has failed"):
+        return error
+    kind, _, rest = str(error.__cause__).partition(": ")
     message = rest.partition("\nTraceback")[0]
     return ScoringFailed(message) if kind == BadReward.__name__ else RuntimeError(f"{kind}: {message}")
 
@@ -31,8 +35,23 @@ def told(cause: BaseException) -> RuntimeError:
 def build(plan: dict[str, Any], given: dict[str, Any]) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental import async_grpo
+    from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
-    return async_grpo.AsyncGRPOTrainer(args=async_grpo.AsyncGRPOConfig(**plan["trl"]), **given)
+    trainer = async_grpo.AsyncGRPOTrainer(args=async_grpo.AsyncGRPOConfig(**plan["trl"]), **given)
+    if isinstance(trainer.rollout_worker, AsyncRolloutWorker):
+        trainer.rollout_worker._loop_kwargs["processing_class"] = literal(trainer.processing_class)
+    return trainer
+
+
+def literal(tokenizer: Any) -> Any:
+    """A tokenizer with which TRL gives rewards the text of a completion as it is, as GRPOTrainer does.
+
+    It would take a thinking block out of it, and refuses a chat template that it does not know. A response template
+    that cannot be used makes it fall back to the text. The trainer's own tokenizer, which is saved, stays without.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.response_template = {}
+    return tokenizer
 
 
 def is_one(trainer: Any) -> bool:

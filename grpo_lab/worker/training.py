@@ -122,10 +122,10 @@ def _train(run: Run, started: float) -> None:
         saving.save_after_failure(trainer)
         raise
     except RuntimeError as error:
-        if not asynchronous.is_one(trainer) or error.__cause__ is None:
+        if (said := asynchronous.told(error)) is error:
             raise
         saving.save_after_failure(trainer)
-        raise asynchronous.told(error.__cause__) from error
+        raise said from error
     finally:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)
     if trainer.is_world_process_zero():
