@@ -73,7 +73,7 @@ def test_a_server_alone_is_judged_without_a_trainer() -> None:
 
 def test_the_context_that_vllm_insists_on_is_checked() -> None:
     with pytest.raises(RequestError, match=r"one sequence of 131072 tokens.*vllm\.max_model_len=768"):
-        checked(asked("model=qwen2.5-7b", "data=gsm8k", "vllm=colocate", "vllm.gpu_memory_utilization=0.15",
+        checked(asked("model=qwen2.5-7b", "data=gsm8k", "vllm=colocate", "vllm.gpu_memory_utilization=0.13",
                       "model.dtype=bfloat16"), with_gpus(1))  # fmt: skip
 
 
