@@ -33,8 +33,8 @@ def judge(work: Workload, layout: Layout, card: Card, *, own_server: bool = True
         needs.pop("server", None)
     cache = [_cache(work, layout, card)] if layout.mode != "off" and own_server else []
     found = [*cache, *(_role(role, need, work, layout, card) for role, need in needs.items())]
-    kind, reason = max(found, key=lambda one: (FITS, TIGHT, NO).index(one[0]))
-    return Verdict(kind, reason, needs)
+    worst = max((kind for kind, _ in found), key=(FITS, TIGHT, NO).index)
+    return Verdict(worst, "; and ".join(reason for kind, reason in found if kind == worst and reason), needs)
 
 
 def _role(role: str, need: Need, work: Workload, layout: Layout, card: Card) -> tuple[str, str]:

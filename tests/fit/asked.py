@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from grpo_lab.fit.hardware import Cluster, presets
@@ -14,7 +15,12 @@ LAYOUT = Layout("colocate", 1, 1, 1, "ddp", per_device=8, accumulation=8)
 
 
 def work(*overrides: str, **changed: Any) -> Workload:
-    return replace(workload(asked("data=gsm8k", *overrides)), **changed)
+    return replace(_workload(*overrides), **changed)
+
+
+@cache
+def _workload(*overrides: str) -> Workload:
+    return workload(asked("data=gsm8k", *overrides))
 
 
 def layout(**changed: Any) -> Layout:
