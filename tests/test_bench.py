@@ -289,6 +289,8 @@ def test_refusals_and_dry_run_on_the_command_line(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
     assert "exclusive: one point of a sweep at a time" in told.stdout
     assert "grpo_lab.worker.bench" in told.stdout
+    several = bench("--multirun", "dry_run=true", "vllm=off", "seed=1,2", f"runs_dir={tmp_path / 'runs'}")
+    assert "2 points, one at a time (launcher.exclusive)" in several.stdout
     assert not (tmp_path / "runs").exists()
 
 
