@@ -133,7 +133,8 @@ def test_trials_decide_and_one_that_fails_is_left_out() -> None:
 
 def test_a_trial_is_a_real_run_and_no_result_of_anybodys(runs: Path) -> None:
     ended = cli("layout=auto", "layout.measure=1", f"runs_dir={runs}", "grpo.max_steps=1", "eval.enabled=false",
-                "grpo.generation_batch_size=16", "tracker=none", "warmup_steps=0", "name=kept", timeout_s=900)  # fmt: skip
+                "grpo.generation_batch_size=16", "tracker=none", "warmup_steps=0", "name=kept",
+                timeout_s=900)  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "layout=auto: off, trainer 1 ddp, measured" in ended.stdout
     (trial,) = (runs / store.TRIALS).rglob("result.json")

@@ -106,6 +106,11 @@ def test_published_32b_above_8k_splits_the_model() -> None:
     assert "of 256 completions of an engine" in row.note
 
 
+def test_published_32b_is_met_where_completions_end_early() -> None:
+    rates = serving("qwen2.5-32b", 2048, 1024)
+    assert max(rates, key=lambda name: rates[name]) == "server tp=2 dp=4"
+
+
 def test_a_band_only_where_something_was_measured() -> None:
     assert found("h200", 4, "model=qwen2.5-1.5b")["colocate tp=1 dp=4 ddp"].band is not None
     assert found("h100", 4, "model=qwen2.5-1.5b")["colocate tp=1 dp=4 ddp"].band is None
