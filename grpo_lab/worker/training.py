@@ -156,6 +156,7 @@ def _train_only_what_is_left(trainer: Trainer) -> None:
             run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
         else:
             trainer._load_rng_state(resume_from_checkpoint)
+            trainer.log_completions = False  # with the last log TRL would replace those of the last step by none
 
     trainer._run_epoch = unless_done
 
