@@ -64,6 +64,8 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     said = store.read_json(run.outcome) or {}
     if "failure" not in said:
         known, message = _explain(error)
+        if known == "server_died" and store.read_json(run.plan)["mode"] != "server":
+            known = "error"
         failure = {"class": known, "message": message, "log": str(run.worker_log)}
         store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
 
