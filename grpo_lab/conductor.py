@@ -29,6 +29,8 @@ from grpo_lab.watchdog import Watchdog
 POLL_S = 0.2
 SERVER_ENDS_S = 12.0
 """Two of the server's health checks, and a little."""
+BLAMELESS = ("worker_crash", "server_died", "error")
+"""How a trainer fails whose server fails."""
 KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that come from outside; others are crashes."""
 
@@ -243,10 +245,11 @@ def train(
                 check_server()
             if overdue := watchdog.overdue():
                 raise Failure("timeout", with_server_log(overdue, run), run.worker_log)
-        if code != 0 and check_server is not None:
-            await_server_s_end(check_server)
-    if code != 0:
-        raise failure_of(run, code, log)
+        if code != 0:
+            failure = failure_of(run, code, log)
+            if check_server is not None and failure.row["class"] in BLAMELESS:
+                await_server_s_end(check_server)
+            raise failure
 
 
 def ended(children: Sequence[Child]) -> int | None:

@@ -23,8 +23,8 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-SIGNAL = re.compile(r"^\s*traceback : Signal (\d+) \(\w+\) received by PID \d+")
-"""torch's launcher of several processes, on one of them."""
+SIGNAL = re.compile(r"\bfailed \(exitcode: -(\d+)\) local_rank: \d+")
+"""torch's launcher of several processes, on the first that failed; it then ends the others by SIGTERM itself."""
 
 
 class Log:
@@ -56,8 +56,8 @@ class Log:
         return "\n".join(lines[at[-1] :]).removeprefix("error: ") if at else self.tail()
 
     def signals(self) -> list[int]:
-        """Those that ended processes of several, in the order of their report."""
-        return [int(match[1]) for line in self.lines(32768) if (match := SIGNAL.match(line))]
+        """Those that ended processes of several: of the first to fail on each host."""
+        return [int(match[1]) for line in self.lines(32768) if (match := SIGNAL.search(line))]
 
     def causes(self, count: int = 3) -> list[str]:
         """The exceptions in it, first the first: what came later mostly only followed from it."""

@@ -63,20 +63,29 @@ def descendants(root: int) -> list[int]:
 
 
 def held_segments(pid: int) -> set[str]:
-    """Files in /dev/shm that the process maps or has open; nothing for a process that we may not look into."""
+    """Files in /dev/shm that the process maps or has open; nothing for a process that we may not look into.
+
+    Known by their inodes: a semaphore is made under another name, which is the one that maps go on to show, as deleted.
+    """
     try:
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-            names = {line[line.index(SHARED_MEMORY) :].rstrip("\n") for line in maps if SHARED_MEMORY in line}
-        names.update(_open_files(pid))
+            inodes = {int(line.split(maxsplit=5)[4]) for line in maps if SHARED_MEMORY in line}
+        inodes.update(_open_files(pid))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return set()
-    return {name for name in names if name.startswith(SHARED_MEMORY) and not name.endswith(" (deleted)")}
+    if not inodes:
+        return set()
+    with os.scandir(SHARED_MEMORY) as files:
+        return {file.path for file in files if file.inode() in inodes}
 
 
-def _open_files(pid: int) -> Iterator[str]:
+def _open_files(pid: int) -> Iterator[int]:
+    """Inodes of those in /dev/shm."""
     for fd in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{fd}"
         try:
-            yield os.readlink(f"/proc/{pid}/fd/{fd}")
+            if os.readlink(path).startswith(SHARED_MEMORY):
+                yield os.stat(path).st_ino
         except FileNotFoundError:
             continue
 

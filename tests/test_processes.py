@@ -232,3 +232,22 @@ def test_shared_memory_that_others_hold_stays(tmp_path: Path, segment: Path) -> 
     assert segment.exists()
     other.stop(grace_s=0.0)
     assert not segment.exists()
+
+
+SEMAPHORE = """
+import multiprocessing, sys, time
+held = multiprocessing.get_context("spawn").Semaphore()
+open(sys.argv[1], "w").write(held._semlock.name)
+time.sleep(300)
+"""
+
+
+def test_semaphores_of_a_killed_tree_are_removed(tmp_path: Path) -> None:
+    """The kernel shows a held semaphore under the name of its draft, which is gone."""
+    ready = tmp_path / "ready"
+    child = Child(python(SEMAPHORE, ready), env={}, log=tmp_path / "log")
+    until(lambda: ready.exists() and ready.read_text())
+    name = Path("/dev/shm") / f"sem.{ready.read_text().removeprefix('/')}"
+    assert name.exists()
+    child.stop(grace_s=0.0)
+    assert not name.exists()

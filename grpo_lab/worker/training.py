@@ -66,6 +66,8 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     if "failure" not in said:
         error = _recognized(error, run)
         known, message = _explain(error)
+        if known == "server_died" and store.read_json(run.plan)["mode"] != "server":
+            known = "error"
         if known == "disk_full":
             run.ballast.unlink(missing_ok=True)
         failure = {"class": known, "message": message, "log": str(run.worker_log)}
@@ -179,6 +181,7 @@ def _train_only_what_is_left(trainer: Trainer) -> None:
             run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
         else:
             trainer._load_rng_state(resume_from_checkpoint)
+            trainer.log_completions = False  # with the last log TRL would replace those of the last step by none
 
     trainer._run_epoch = unless_done
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from grpo_lab.store import Run
 from grpo_lab.watchdog import Watchdog
 from tests.conftest import ROOT, SHORT, running, wait_for_step
 from tests.faults.test_servers import FAKE
-from tests.faults.wreck import expect_nothing_left, find
+from tests.faults.wreck import expect_nothing_left, find, segments
 
 LIMITS = TimeoutsConfig(startup=100, step=20, sync=5)
 
@@ -87,14 +86,15 @@ def test_a_stopped_process_ends_the_run(
     victim: str, asked: list[str], runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{FAKE}:{ROOT}" if asked is FAKED else str(ROOT))
-    run, since = Run(runs / "one"), time.time()
+    run = Run(runs / "one")
     with running(*asked, f"runs_dir={runs}", "name=one") as process:
         wait_for_step(run, 1, timeout_s=600)
         stopped = find(run, victim, process)
         assert stopped is not None
+        held = segments(run)
         stopped.send_signal(signal.SIGSTOP)
         shown, _ = process.communicate(timeout=120)
-    expect_nothing_left(run, since)
+    expect_nothing_left(run, held)
     failure = store.read_json(run.result)["failure"]
     assert process.returncode == 1, shown
     assert failure["class"] == "timeout"

@@ -15,14 +15,13 @@ import psutil
 
 from grpo_lab import store
 from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.ports import is_free, port_range
+from grpo_lab.ports import port_range
 from grpo_lab.processes import carriers
 from grpo_lab.store import Run
-from grpo_lab.warden import held_segments, parents
+from grpo_lab.warden import held_segments
 from tests.offline_wandb import history, wandb_records
 
 STEPS, SAVE = 6, 3
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def find(run: Run, victim: str, conductor: Popen[str]) -> psutil.Process | None:
     return None
 
 
-def strike(run: Run, blow: Blow, conductor: Popen[str], patience_s: float) -> None:
-    """Wait for the moment, and a random while longer; then send the signals."""
+def strike(run: Run, blow: Blow, conductor: Popen[str], patience_s: float) -> set[str]:
+    """Wait for the moment, and a random while longer; then send the signals. The shared memory of that moment."""
     chance = random.Random(str(blow))
     until(lambda: find(run, blow.victim, conductor), conductor, blow, patience_s, every_s=0.05)
     step = chance.randint(1, STEPS - 1)
@@ -82,10 +81,12 @@ def strike(run: Run, blow: Blow, conductor: Popen[str], patience_s: float) -> No
     time.sleep(chance.uniform(0, spread_s))
     victim = find(run, blow.victim, conductor)
     assert victim is not None, f"{blow}: the victim is gone"
+    held = segments(run)
     for number in blow.signals:
         victim.send_signal(number)
         if number == signal.SIGSTOP:
             time.sleep(chance.uniform(0.5, 2))
+    return held
 
 
 def until(true: Callable[[], object], conductor: Popen[str], blow: Blow, patience_s: float, *, every_s: float) -> None:
@@ -100,18 +101,15 @@ def progress(run: Run) -> store.Row:
     return store.read_json(run.progress) or {}
 
 
-def expect_nothing_left(run: Run, since: float, patience_s: float = 30.0) -> None:
-    """No process, port or shared memory; what another user of the machine makes meanwhile, he holds."""
+def expect_nothing_left(run: Run, held: set[str], patience_s: float = 30.0) -> None:
+    """No process, nobody who listens on its ports, and nothing of the shared memory that it held."""
     deadline = time.monotonic() + patience_s
     while processes := carriers(RUN_VARIABLE, str(run.folder)):
         assert time.monotonic() < deadline, [process.cmdline() for process in processes]
         time.sleep(0.1)
-    while busy := [port for port in ports(run) if not is_free(port)]:
-        assert time.monotonic() < deadline, f"ports {busy}"
-        time.sleep(0.1)
-    while names := orphans(since):
-        assert time.monotonic() < deadline, names
-        time.sleep(0.5)
+    connections = [one for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port in ports(run)]
+    assert not [one for one in connections if one.status in (psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED)]
+    assert not [name for name in held if Path(name).exists()]
 
 
 def ports(run: Run) -> set[int]:
@@ -121,16 +119,9 @@ def ports(run: Run) -> set[int]:
     return {int(port) for port in found if first <= int(port) <= last}
 
 
-def orphans(since: float) -> set[str]:
-    """Shared memory that is younger than `since` and that no process holds."""
-    young = set()
-    for file in SHARED_MEMORY.iterdir():
-        try:
-            if file.is_file() and file.stat().st_ctime > since:
-                young.add(str(file))
-        except FileNotFoundError:
-            continue
-    return young - set().union(*map(held_segments, parents())) if young else set()
+def segments(run: Run) -> set[str]:
+    """Shared memory and semaphores that the run's processes hold now."""
+    return set().union(*(held_segments(process.pid) for process in carriers(RUN_VARIABLE, str(run.folder))))
 
 
 def expect_whole(run: Run) -> None:
