@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.learning_rate": (0, 1e6),
     "grpo.temperature": (1e-6, 1e6),
     "grpo.beta": (0, 1e6),
-    "grpo.save_steps": (1e-9, 2**31 - 1),
+    "grpo.save_steps": (0, 2**31 - 1),
 }
 """Least and greatest value; what is null is not looked at."""
 NEEDED = ("generation_batch_size", "num_generations", "per_device_train_batch_size")
