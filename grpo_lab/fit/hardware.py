@@ -65,9 +65,14 @@ class Cluster:
 
 @cache
 def presets() -> dict[str, Card]:
+    return {name: _card(name, fields) for name, fields in _read().items()}
+
+
+@cache
+def _read() -> dict[str, dict[str, Any]]:
     loaded = OmegaConf.to_container(OmegaConf.load(PRESETS))
     assert isinstance(loaded, dict)
-    return {str(name): _card(str(name), fields) for name, fields in loaded.items()}
+    return {str(name): fields for name, fields in loaded.items()}
 
 
 def _card(name: str, fields: dict[str, Any]) -> Card:
@@ -110,9 +115,7 @@ def cluster(asked: str, machine: Machine, *, nodes: int = 1) -> Cluster:
 
 def card_of(gpu: Gpu) -> Card | None:
     """The preset of a GPU by the name that its driver gives and, of two of one name, by its memory."""
-    loaded = OmegaConf.to_container(OmegaConf.load(PRESETS))
-    assert isinstance(loaded, dict)
     words = re.split(r"[ -]", gpu.name)
-    found = [presets()[str(name)] for name, fields in loaded.items() if set(fields["names"]) & set(words)]
+    found = [presets()[name] for name, fields in _read().items() if set(fields["names"]) & set(words)]
     near = [card for card in found if math.isclose(card.memory / 2**30, gpu.memory_gib, rel_tol=0.1)]
     return min(near, key=lambda card: abs(card.memory / 2**30 - gpu.memory_gib), default=None)

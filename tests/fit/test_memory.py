@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -143,7 +142,3 @@ def test_predicted_peaks_are_within_a_tenth_of_the_measured(measured: list[measu
 
 def test_what_ran_is_not_said_not_to_fit(measured: list[measurements.Measurement]) -> None:
     assert {verdict.judge(one.work, one.layout, one.card).kind for one in measured} == {verdict.FITS}
-
-
-def test_paths_are_there() -> None:
-    assert all(isinstance(path, Path) and path.is_file() for path in COLUMNS)
