@@ -140,7 +140,7 @@ def check_scores(scores: list[float | None], count: int) -> None:
     assert all(one is None or (isinstance(one, int | float) and math.isfinite(one)) for one in scores), scores
 
 
-@cases(few=170, many=3000)
+@cases(few=200, many=3000)
 @given(st.lists(row, min_size=1, max_size=5))
 def test_no_completion_breaks_a_reward(shelf: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     for name in QUICK:
