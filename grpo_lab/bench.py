@@ -25,6 +25,7 @@ from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import Failure, RunFailed, Stop, ended_by_itself, prepare, server_of, stop_signals, train
 from grpo_lab.config import CONF, Config, LauncherConfig
 from grpo_lab.errors import RequestError
+from grpo_lab.fit.check import check_bench
 from grpo_lab.machine import read_machine
 from grpo_lab.plan import RUN_VARIABLE, Ports, shell
 from grpo_lab.ports import lease
@@ -59,6 +60,7 @@ def conduct(config: Config, console: Console) -> float | None:
     folder = Path(config.runs_dir) / (config.name or default_name(config))
     with lease(len(dataclasses.fields(Ports))) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
+        plan = dataclasses.replace(plan, notes=(*plan.notes, *check_bench(config, plan, machine)))
         tracker.check(config.tracker)
         display.banner(console, config, plan, machine, folder)
         if config.dry_run:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from grpo_lab.benching.planning import BenchPlan
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.fit import verdict
@@ -11,35 +14,49 @@ from grpo_lab.fit.verdict import FITS, NO
 from grpo_lab.fit.workload import workload
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan
+from grpo_lab.plan.commands import memory_share
 
 CHOICES = ("refuse", "warn", "off")
 
 
-def check(config: Config, plan: Plan, machine: Machine, *, training: bool = True) -> tuple[str, ...]:
+def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
     """Warnings for the user. Silent on a machine without GPUs, and about a model whose shape is not known.
-
-    `training`: false for a server alone, without a trainer beside it.
 
     Raises:
         RequestError: for what is certain not to fit, unless `fit=warn`.
     """
-    if config.fit not in CHOICES:
-        raise RequestError(f"fit={config.fit}: {nearest(config.fit, CHOICES)}")
-    if config.fit == "off" or not plan.gpus:
+    _known(config.fit)
+    return _judged(config, Layout.of(config, plan), machine) if plan.gpus else ()
+
+
+def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
+    """The same for engines alone, without a trainer beside them."""
+    _known(config.fit)
+    if not plan.gpus or plan.mode == "off":
+        return ()
+    alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
+    layout = Layout("server", plan.tp, plan.dp, trainer=0, kind="ddp", per_device=0, accumulation=0)
+    return _judged(dataclasses.replace(config, vllm=alone), layout, machine)
+
+
+def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]:
+    if config.fit == "off":
         return ()
     try:
         work = workload(config)
     except RequestError:
         return ()
-    layout = Layout.of(config, plan)
-    if not training:
-        layout = Layout(layout.mode, layout.tp, layout.dp, 0, "ddp", 0, 0, layout.nodes)
     found = verdict.judge(work, layout, smallest(machine), own_server=config.vllm.url is None)
     if found.kind == FITS:
         return ()
     if found.kind == NO and config.fit == "refuse":
         raise RequestError(f"{found.reason} (predicted; fit=warn starts it all the same)")
     return (f"{'will not fit' if found.kind == NO else 'may not fit'}: {found.reason}",)
+
+
+def _known(choice: str) -> None:
+    if choice not in CHOICES:
+        raise RequestError(f"fit={choice}: {nearest(choice, CHOICES)}")
 
 
 def smallest(machine: Machine) -> Card:

@@ -17,6 +17,7 @@ from grpo_lab.benching.planning import make_plan as plan_bench
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.fit.check import check as check_fit
+from grpo_lab.fit.check import check_bench
 from grpo_lab.fit.choice import settled
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan, Ports, make_plan
@@ -121,6 +122,7 @@ def need_of(config: Config, machine: Machine, folder: Path) -> Need:
     plan: Plan | BenchPlan
     if config.kind == "bench":
         plan = plan_bench(config, seen, folder=folder, ports=Ports(0, 0, 0))
+        check_bench(config, plan, seen)
     else:
         config = settled(config, seen, say=lambda text: None)
         plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))

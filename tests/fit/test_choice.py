@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from grpo_lab import store
+from grpo_lab.benching import planning as benching
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.fit import memory
-from grpo_lab.fit.check import check
+from grpo_lab.fit.check import check, check_bench
 from grpo_lab.fit.choice import settled
 from grpo_lab.fit.parts import Layout
 from grpo_lab.fit.workload import workload
@@ -26,8 +27,8 @@ BIG = ("model=qwen2.5-32b", "data=gsm8k", "vllm=off")
 BATCH = ("model=qwen2.5-1.5b", "data=gsm8k", "grpo.generation_batch_size=128")
 
 
-def checked(config: Config, machine: Machine, *, training: bool = True) -> tuple[str, ...]:
-    return check(config, make_plan(config, machine, folder=Path("runs/x"), ports=PORTS), machine, training=training)
+def checked(config: Config, machine: Machine) -> tuple[str, ...]:
+    return check(config, make_plan(config, machine, folder=Path("runs/x"), ports=PORTS), machine)
 
 
 def test_what_cannot_fit_is_refused_with_a_way_out() -> None:
@@ -64,11 +65,15 @@ def test_nothing_is_said_without_gpus_or_about_an_unknown_model() -> None:
     assert checked(asked("model=path", "model.path=some/hub-id", "data=gsm8k"), with_gpus(1)) == ()
 
 
-def test_a_server_alone_is_judged_without_a_trainer() -> None:
+def test_a_bench_is_judged_without_a_trainer() -> None:
     config = asked("model=qwen2.5-32b", "data=gsm8k", "vllm=server", "vllm.max_model_len=4096")
-    assert checked(config, with_gpus(2), training=False) == ()
+    plan = benching.make_plan(config, with_gpus(2), folder=Path("runs/x"), ports=PORTS)
+    assert check_bench(config, plan, with_gpus(2)) == ()
     with pytest.raises(RequestError, match="trainer out of memory"):
         checked(config, with_gpus(2))
+    small = Machine(gpus=(Gpu("0", "NVIDIA L4", 22.5),), cores=8, versions=with_gpus(1).versions)
+    with pytest.raises(RequestError, match="does not hold its weights"):
+        check_bench(config, benching.make_plan(config, small, folder=Path("runs/x"), ports=PORTS), small)
 
 
 def test_the_context_that_vllm_insists_on_is_checked() -> None:
