@@ -21,10 +21,12 @@ SHORT = ["grpo.max_steps=4", "eval.problems=32", "grpo.generation_batch_size=32"
 """Overrides for a run of seconds that still trains."""
 
 
-def cli(*overrides: str, cwd: Path | None = None, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """`python -m grpo_lab.train <overrides>` with no terminal; stdout and stderr apart."""
+def cli(
+    *overrides: str, module: str = "grpo_lab.train", cwd: Path | None = None, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`python -m <module> <overrides>` with no terminal; stdout and stderr apart."""
     return subprocess.run(
-        [sys.executable, "-m", "grpo_lab.train", *overrides],
+        [sys.executable, "-m", module, *overrides],
         cwd=cwd or ROOT,
         capture_output=True,
         text=True,

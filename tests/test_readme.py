@@ -17,10 +17,15 @@ from grpo_lab.store import Run
 from tests.conftest import ROOT, cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line.partition("#")[0])[3:]
-    for line in re.findall(r"^python -m grpo_lab\.train.*$", README, re.MULTILINE)
-]
+
+
+def commands(module: str) -> list[list[str]]:
+    """Arguments of each line that runs the module."""
+    lines = re.findall(rf"^python -m grpo_lab\.{module} .*$", README, re.MULTILINE)
+    return [shlex.split(line.partition("#")[0])[3:] for line in lines]
+
+
+COMMANDS = commands("train")
 
 
 @pytest.fixture
@@ -41,6 +46,7 @@ def own_files(tmp_path: Path) -> Path:
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 6
+    assert (len(commands("bench")), len(commands("plan"))) == (2, 1)
 
 
 @pytest.mark.parametrize("overrides", COMMANDS, ids=" ".join)
@@ -49,6 +55,20 @@ def test_a_command_plans(overrides: list[str], own_files: Path) -> None:
     ended = cli(*overrides, "dry_run=true", cwd=own_files)
     assert ended.returncode == 0, ended.stderr
     assert ("6 points" if "--multirun" in overrides else "grpo_lab.worker") in ended.stdout
+
+
+@pytest.mark.parametrize("overrides", commands("bench"), ids=" ".join)
+def test_a_bench_plans(overrides: list[str]) -> None:
+    ended = cli(*overrides, "dry_run=true", module="grpo_lab.bench")
+    assert ended.returncode == 0, ended.stderr
+    assert ("12 points" if "--multirun" in overrides else "grpo_lab.worker.bench") in ended.stdout
+
+
+@pytest.mark.parametrize("overrides", commands("plan"), ids=" ".join)
+def test_a_prediction_is_made(overrides: list[str]) -> None:
+    ended = cli(*overrides, module="grpo_lab.plan")
+    assert ended.returncode == 0, ended.stderr
+    assert "colocate tp=1 dp=8" in ended.stdout
 
 
 def test_a_model_data_and_a_reward_of_ones_own_train_together(own_files: Path) -> None:
