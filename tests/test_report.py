@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from grpo_lab.errors import RequestError
-from grpo_lab.report import contents, curves, pictures
+from grpo_lab.report import contents, curves, measures, pictures
 from grpo_lab.report.contents import Contents
 from grpo_lab.store import Run
 from tests.conftest import ROOT
@@ -287,3 +287,8 @@ def test_a_picture_escapes_names() -> None:
     assert drawn is not None
     assert "&lt;script&gt;$x^$ &amp; more" in drawn.svg
     assert "<script" not in drawn.svg
+
+
+def test_engines_with_work_are_counted_not_their_tokens() -> None:
+    found = measures.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
+    assert found["engines"].text() == ("2", "")

@@ -71,7 +71,7 @@ BENCH = (
     Measure("itl_s_p99", "between tokens, p99", "s", path="itl_s.p99"),
     Measure("kv_cache_tokens", "KV cache", "tokens"),
     Measure("preemptions", "preemptions"),
-    Measure("engines", "engines with work"),
+    Measure("engines", "engines with work", path="engines.n"),
     Measure("startup_s", "start-up", "s"),
     Measure("power_w", "power, busiest GPU", "W"),
     Measure("peak_memory_gib", "peak memory, fullest GPU", "GiB"),
@@ -97,6 +97,8 @@ class Estimate:
     def text(self) -> tuple[str, str]:
         """Value and interval for a reader, the interval empty where there is none."""
         places = decimals(self.value)
+        if self.low is None and self.value.is_integer():
+            return f"{self.value:,.0f}", ""
         if self.low is None or self.high is None:
             return f"{self.value:,.{places}f}", ""
         return f"{self.value:,.{places}f}", f"{self.low:,.{places}f} to {self.high:,.{places}f}"
