@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
+
+
+@pytest.fixture(autouse=True)
+def version_base_unset() -> Iterator[None]:
+    """As in a new process, which the suites expect; Hydra keeps what another test composed with."""
+    before = VersionBase.instance()
+    VersionBase.set_instance(VersionBase())
+    yield
+    VersionBase.set_instance(before)
 
 
 def test_hydra_finds_the_launcher() -> None:
