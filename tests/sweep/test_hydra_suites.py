@@ -8,16 +8,16 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
-from hydra.version import VersionBase
+from hydra.version import VersionBase, __compat_version__
 
 
 @pytest.fixture(autouse=True)
-def version_base_unset() -> Iterator[None]:
-    """As in a new process, which the suites expect; Hydra keeps what another test composed with."""
-    before = VersionBase.instance()
-    VersionBase.set_instance(VersionBase())
+def version_base_of_a_new_process() -> Iterator[None]:
+    """Which the suites expect; Hydra keeps the one that another test composed with."""
+    known = VersionBase.instance()
+    before, known.version_base = known.version_base, __compat_version__
     yield
-    VersionBase.set_instance(before)
+    known.version_base = before
 
 
 def test_hydra_finds_the_launcher() -> None:
