@@ -35,13 +35,9 @@ class Soundness:
         self._losses: torch.Tensor | int = 0
         self._counts: Counter[str] = Counter()
         self._watch_loss()
-        self._watch_completions()
-        for at, name in enumerate(trainer.reward_func_names):
-            reward = trainer.reward_funcs[at]
-            if isinstance(reward, torch.nn.Module):
-                reward.register_forward_hook(self._on_scores(name))
-            else:
-                trainer.reward_funcs[at] = self._checked(name, reward)
+        if "reward" in phases(trainer).values():  # else another process scores, and a NaN is seen in the loss
+            self._watch_completions()
+            self._watch_rewards()
 
     def _watch_loss(self) -> None:
         method = self.trainer.training_step
@@ -63,6 +59,14 @@ class Soundness:
             return method(*args, **kwargs)
 
         setattr(self.trainer, name, calculate_rewards)
+
+    def _watch_rewards(self) -> None:
+        functions = self.trainer.reward_funcs
+        for at, name in enumerate(self.trainer.reward_func_names):
+            if isinstance(functions[at], torch.nn.Module):
+                functions[at].register_forward_hook(self._on_scores(name))
+            else:
+                functions[at] = self._checked(name, functions[at])
 
     def _checked(self, name: str, function: RewardFunction) -> RewardFunction:
         """The function with None for what is not finite."""
