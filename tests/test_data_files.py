@@ -280,7 +280,7 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
         ([], ["train.jsonl", "empty"]),
         ([GOOD, "{"], ["train.jsonl:2", "malformed JSON"]),
         ([GOOD, "", "[1]"], ["train.jsonl:3", "list"]),
-        (["[1]"], ["train.jsonl:1", "no column 'question'"]),
+        (["[1]"], ["train.jsonl:1", "list"]),
         ([{"question": "How many?"}], ["train.jsonl:1", "'answer'"]),
         ([GOOD, {"question": "How many?"}], ["train.jsonl:2", "'answer'", "None"]),
         ([GOOD, {"answer": "#### 2"}], ["train.jsonl:2", "the prompt is None"]),
