@@ -288,7 +288,7 @@ class Config:
     dry_run: bool = False
 
 
-_NOT_IDENTITY = (
+NOT_IDENTITY = (
     "runs_dir",
     "name",
     "hosts",
@@ -309,6 +309,7 @@ _NOT_IDENTITY = (
     "publish",
     "stop_on_nan",  # it decides how far a run comes, not what its steps compute
 )
+"""Keys that change no result."""
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
@@ -365,6 +366,6 @@ def identity(config: Config) -> str:
     """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
     bench what only training uses."""
     everything = redact(asdict(config))
-    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - _NOT_IDENTITY
+    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
     asked = {key: everything[key] for key in keys}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_lab.config import NOT_IDENTITY
 from grpo_lab.report import measures
 from grpo_lab.report.measures import Estimate, Measure
 from grpo_lab.store import Row, Run
@@ -17,20 +18,8 @@ Axes = dict[str, Any]
 
 _FIRST = ("model", "load", "gpus", "algorithm", "vllm_mode", "tp", "dp")
 _ASIDE = (
-    *(
-        "seed",
-        "runs_dir",
-        "name",
-        "hosts",
-        "resume",
-        "dry_run",
-        "tracker",
-        "timeouts",
-        "launcher",
-        "sweep",
-        "objective",
-    ),
-    *("evaluate", "model.name", "vllm.mode", "vllm.tp", "vllm.dp", "algorithm.kind", "bench.loads"),
+    *(key for key in NOT_IDENTITY if key != "bench"),
+    *("seed", "model.name", "vllm.mode", "vllm.tp", "vllm.dp", "algorithm.kind", "bench.loads"),
 )
 """Keys of a config that do not tell configurations apart: they change no result, or the result says them itself."""
 _WORK = (
