@@ -40,7 +40,7 @@ def server() -> Iterator[Hub]:
 
 
 def asked(runs: Path) -> list[str]:
-    secret = ["rewards.mine._target_=tests.rows.keyed", f"rewards.mine.api_key={SECRET}"]
+    secret = ["rewards.mine._target_=tests.rows.vllm_imported", f"vllm.env.MY_API_KEY={SECRET}"]
     short = [*SHORT, "grpo.max_steps=1", "eval.problems=16"]
     return [*short, f"publish.repo_id={REPO}", *secret, f"runs_dir={runs}", "name=one"]
 
@@ -94,7 +94,13 @@ def test_what_is_published(finished: tuple[Run, subprocess.CompletedProcess[str]
     after = store.read_json(run.result)["metrics"]["accuracy_after"]
     low, high = after["ci95"]
     assert f"| held-out pass@1 after training | {after['value']:.4g} | {low:.4g} to {high:.4g} | 16 |" in card
-    for told in ("grpo_lab.data.arithmetic", "tests.rows.keyed", "trl 1.16", "publish.repo_id=me/sums", "2402.03300"):
+    for told in (
+        "grpo_lab.data.arithmetic",
+        "tests.rows.vllm_imported",
+        "trl 1.16",
+        "publish.repo_id=me/sums",
+        "2402.03300",
+    ):
         assert told in card
 
     assert command("publish", *words, endpoint=server.url, token=TOKEN).returncode == 0

@@ -21,6 +21,9 @@ from grpo_lab.store import Run
 from tests.conftest import GSM8K, SHORT, cli, running, wait_for_step
 from tests.offline_wandb import history, wandb_records
 
+SPY = ["rewards.vllm_imported._target_=tests.rows.vllm_imported", "rewards.vllm_imported.weight=0"]
+FINISHED = [*SHORT, *SPY, "grpo.max_steps=6", "tracker=wandb"]
+
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Living processes that name the run folder."""
@@ -37,8 +40,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """One short run with W&B offline, and what the terminal showed."""
     runs = tmp_path_factory.mktemp("runs")
-    spy = ["rewards.vllm_imported._target_=tests.rows.vllm_imported", "rewards.vllm_imported.weight=0"]
-    ended = cli(*SHORT, *spy, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={runs}", "name=one")
+    ended = cli(*FINISHED, f"runs_dir={runs}", "name=one")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return Run(runs / "one"), ended.stdout
 
@@ -112,7 +114,7 @@ def test_wandb_holds_what_metrics_jsonl_holds(finished: tuple[Run, str]) -> None
 def test_the_same_command_again_does_not_train_again(finished: tuple[Run, str]) -> None:
     run, _ = finished
     before = run.metrics.stat().st_mtime_ns
-    ended = cli(*SHORT, "grpo.max_steps=6", "tracker=wandb", f"runs_dir={run.folder.parent}", "name=one")
+    ended = cli(*FINISHED, f"runs_dir={run.folder.parent}", "name=one")
     assert ended.returncode == 0
     assert "finished before" in ended.stdout
     assert run.metrics.stat().st_mtime_ns == before
