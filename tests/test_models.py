@@ -228,6 +228,7 @@ def test_experts_are_not_trained_through_vllm_on_a_cpu() -> None:
 
 def test_attention_names_are_transformers_own() -> None:
     known = {name for name in AttentionInterface._global_mapping if not name.startswith("paged|")}
+    known.discard("tree_fa3")  # registered by TRL where another test has imported its asynchronous trainer
     assert set(ATTENTION) == known | {"eager"}
     for name in ("kernels-community/flash-attn2", "a/b@v1", "a/b:fast", "a/b@v1:fast", "sdpa", "a/b/c", "a/", "a/b:"):
         assert bool(KERNEL.fullmatch(name)) == is_kernel(name)
