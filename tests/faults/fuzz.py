@@ -207,12 +207,16 @@ class Ended:
     err: str
 
 
+class Hang(BaseException):
+    """No Exception, so that no refusal is made of it."""
+
+
 @contextlib.contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in the block when it takes longer."""
+    """Raises Hang in the block when it takes longer."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no end within {seconds} s")
+        raise Hang(f"no end within {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -25,10 +26,11 @@ from tests.faults.fuzz import PATIENCE_S, at_most, cases
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For the files, with the cache of `datasets` in it."""
+    """For the files, with the cache of `datasets` in it; the working directory, since `path` may be one below it."""
     place, before = tmp_path_factory.mktemp("data"), datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = place / "cache"
-    yield place
+    with contextlib.chdir(place):
+        yield place
     datasets.config.HF_DATASETS_CACHE = before
 
 
