@@ -25,13 +25,14 @@ from grpo_lab.cli import explain, refuse, run_app
 from grpo_lab.conductor import Failure, RunFailed, Stop, ended_by_itself, prepare, server_of, stop_signals, train
 from grpo_lab.config import CONF, Config, LauncherConfig
 from grpo_lab.errors import RequestError
+from grpo_lab.exposure import check_url
 from grpo_lab.fit.check import check_bench
 from grpo_lab.machine import read_machine
-from grpo_lab.plan import RUN_VARIABLE, Ports, shell
+from grpo_lab.plan import RUN_VARIABLE, Ports
 from grpo_lab.ports import lease
 from grpo_lab.server import ServerError
 from grpo_lab.store import Row, Run
-from grpo_lab.train import LEFTOVERS_S, create, settle_folder
+from grpo_lab.train import LEFTOVERS_S, create, settle_folder, show_commands
 
 DEFAULTS = Config(
     kind="bench",
@@ -61,12 +62,11 @@ def conduct(config: Config, console: Console) -> float | None:
     with lease(len(dataclasses.fields(Ports))) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
         plan = dataclasses.replace(plan, notes=(*plan.notes, *check_bench(config, plan, machine)))
+        check_url(config)
         tracker.check(config.tracker)
         display.banner(console, config, plan, machine, folder)
         if config.dry_run:
-            for role, command in plan.commands():
-                told = f"\n# {role}\n{shell(command.env, command.argv)}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
+            show_commands(console, plan)
             return None
         run = Run(folder)
         with locks.held(run.lock, patience_s=LEFTOVERS_S):

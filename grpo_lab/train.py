@@ -109,7 +109,7 @@ def default_name(config: Config) -> str:
     return f"{config.model.name}-{data}-{config.vllm.mode}{layout}-{configuration.identity(config)}"
 
 
-def show_commands(console: Console, plan: Plan) -> None:
+def show_commands(console: Console, plan: Plan | BenchPlan) -> None:
     for role, command in plan.commands():
         line = shell(redact(command.env), command.argv)
         console.print(f"\n# {role}\n{line}", highlight=False, markup=False, soft_wrap=True)

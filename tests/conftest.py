@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 
+from grpo_lab import config as configuration
+from grpo_lab import store
+from grpo_lab.config import CONF
 from grpo_lab.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +57,27 @@ def wait_for_step(run: Run, step: int, timeout_s: float = 300) -> None:
     while not any(row["step"] >= step for row in run.rows()):
         assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
         time.sleep(0.2)
+
+
+@pytest.fixture
+def loader() -> Iterator[ConfigLoader]:
+    """Hydra's, on our configurations, in this process."""
+    configuration.register()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra.config_loader
+
+
+def failure_message(run: Run, ended: subprocess.CompletedProcess[str], kind: str) -> str:
+    """Of a run that failed in this class, and said so in the terminal and in result.json."""
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert f"failed: {kind}" in ended.stdout
+    failure = store.read_json(run.result)["failure"]
+    assert failure["class"] == kind
+    assert failure["message"] in ended.stdout
+    return str(failure["message"])
 
 
 @pytest.fixture

@@ -248,6 +248,7 @@ def test_layouts_share_their_compile_cache(as_bench: None) -> None:
         (["vllm=server", "vllm.dp=4", "bench.prompts=3", "bench.num_generations=1"], "only 3 completions in flight"),
         (["vllm=server", "vllm.engine.disable_log_stats=true"], "needs vLLM's own counts"),
         (["seed=-1"], "seed=-1"),
+        (["vllm.engine.hf_token=abc"], "vllm.engine.hf_token holds a secret"),
     ],
 )
 def test_what_cannot_work_is_refused(as_bench: None, overrides: list[str], message: str) -> None:
@@ -279,14 +280,16 @@ def test_refusals_and_dry_run_on_the_command_line(tmp_path: Path) -> None:
     for words, message in (
         (["bench.promts=3"], "did you mean 'prompts'?"),
         (["bench.loads.a.prompt=3"], "did you mean 'prompt"),
+        (["vllm=server", "vllm.url=http://8.8.8.8:8000"], "vllm.expose=true"),
         (["objective=generated_tokens_per_second"], "did you mean 'generated_tokens_per_s'?"),
     ):
         ended = bench(*words, f"runs_dir={tmp_path / 'runs'}")
         assert ended.returncode == 2, ended.stdout + ended.stderr
         assert message in ended.stderr
         assert len(ended.stderr.strip().splitlines()) <= 3
-    told = bench("dry_run=true", "vllm=off", f"runs_dir={tmp_path / 'runs'}")
+    told = bench("dry_run=true", "vllm=off", "vllm.env.MY_API_KEY=planted", f"runs_dir={tmp_path / 'runs'}")
     assert told.returncode == 0, told.stderr
+    assert "planted" not in told.stdout
     assert "exclusive: one point of a sweep at a time" in told.stdout
     assert "grpo_lab.worker.bench" in told.stdout
     several = bench("--multirun", "dry_run=true", "vllm=off", "seed=1,2", f"runs_dir={tmp_path / 'runs'}")

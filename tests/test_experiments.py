@@ -5,23 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf.errors import InterpolationResolutionError
 
-from grpo_lab import config as configuration
 from grpo_lab import store
 from grpo_lab.cli import explain
 from grpo_lab.config import CONF
@@ -56,15 +53,6 @@ class Cluster(LocalBackend):
     """A machine of several, as Slurm gives them."""
 
     spans = True
-
-
-@pytest.fixture
-def loader() -> Iterator[ConfigLoader]:
-    configuration.register()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra.config_loader
 
 
 def points(

@@ -19,6 +19,8 @@ from grpo_lab.plan.checks import check_names, check_shape, check_upstream, check
 from grpo_lab.plan.commands import engine_options, memory_share, prepare_of, server_of, trainer_of, weight_transfer
 from grpo_lab.plan.layout import allowed_gpus
 from grpo_lab.plan.parts import Command, Ports, Roles
+from grpo_lab.plan.ranges import check_ranges
+from grpo_lab.plan.secrets import check_secrets
 
 MODULE = "grpo_lab.worker.bench"
 BATCHED_TOKENS = 4096
@@ -87,8 +89,8 @@ class BenchPlan:
 def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -> BenchPlan:
     """Raises RequestError for what cannot work."""
     loads = loads_of(config.bench)
-    if config.seed < 0:
-        raise RequestError(f"seed={config.seed}: must be at least 0")
+    check_ranges(config)
+    check_secrets(config)
     config = _generating(config)
     check_names(config)
     check_upstream(config, machine)

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval.problems": (0, INF),
     "timeouts.startup": (1e-3, INF),
     "timeouts.step": (1e-3, INF),
+    "timeouts.sync": (1e-3, INF),
     "launcher.max_parallel": (1, INF),
     "launcher.timeout": (1e-3, INF),
     "launcher.retries": (0, INF),

@@ -17,7 +17,7 @@ from grpo_lab import config as configuration
 from grpo_lab.config import Config, ModelConfig
 from grpo_lab.disk import DiskFull, check_room, writing
 from grpo_lab.store import Run
-from tests.conftest import SHORT, cli
+from tests.conftest import SHORT, cli, failure_message
 from tests.faults.rewards import fill
 
 QUICK = [*SHORT, "eval.enabled=false", "grpo.save_steps=1", "grpo.generation_batch_size=16", "rewards=[]"]
@@ -43,17 +43,6 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def failed_by_full_disk(run: Run, ended: subprocess.CompletedProcess[str]) -> str:
-    """The message of the failure."""
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
-    assert "failed: disk_full" in ended.stdout
-    failure = store.read_json(run.result)["failure"]
-    assert failure["class"] == "disk_full"
-    assert failure["message"] in ended.stdout
-    return str(failure["message"])
-
-
 def undamaged(run: Run) -> list[int]:
     """Steps of the checkpoints, each of which must be whole to the last byte."""
     folders = {step: checkpoints.damage(folder, contents=True) for step, folder in run.sealed_checkpoints().items()}
@@ -74,7 +63,7 @@ def test_no_room_for_a_checkpoint(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("32m")
     asked = [*QUICK, LENGTHS, f"runs_dir={disk}", "name=one"]
     ended, run = cli(*asked), Run(disk / "one")
-    message = failed_by_full_disk(run, ended)
+    message = failure_message(run, ended, "disk_full")
     assert f"{FULL}: {run.checkpoint(3)}: 12.1 MiB are needed and" in message
     assert "are free; make room, then resume=true" in message
     assert undamaged(run) == [1, 2]
@@ -88,7 +77,7 @@ def test_a_checkpoint_that_does_not_fit_after_all_leaves_nothing(small_disk: Cal
     """Room for the weights, which is all that is known before the first one, not for the optimizer's state."""
     disk = small_disk("9m")
     ended, run = cli(*QUICK, LENGTHS, f"runs_dir={disk}", "name=one"), Run(disk / "one")
-    assert f"{FULL}: {run.checkpoint(1)}" in failed_by_full_disk(run, ended)
+    assert f"{FULL}: {run.checkpoint(1)}" in failure_message(run, ended, "disk_full")
     assert not run.checkpoint(1).exists()
     assert len(pandas.read_parquet(run.completions)) == 16
 
@@ -99,7 +88,7 @@ def test_a_disk_that_another_program_fills(small_disk: Callable[[str], Path]) ->
     run = Run(disk / "one")
     filling = ["_target_=tests.faults.rewards.filling", "step=3", f"disk={disk}", "steal=''"]
     ended = cli(*QUICK, *(f"rewards.mine.{one}" for one in filling), f"runs_dir={disk}", "name=one")
-    message = failed_by_full_disk(run, ended)
+    message = failure_message(run, ended, "disk_full")
     assert message.startswith(f"{FULL}: {run.folder}/")
     assert undamaged(run) == [1, 2]
     assert [row["step"] for row in run.rows()] == [1, 2]

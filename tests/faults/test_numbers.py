@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from grpo_lab import health, store
 from grpo_lab.policy import ASSETS
 from grpo_lab.store import Run
-from tests.conftest import SHORT, cli
+from tests.conftest import SHORT, cli, failure_message
 
 QUICK = [*SHORT, "eval.enabled=false", "grpo.save_steps=1", "grpo.generation_batch_size=16", "rewards=[]"]
 
@@ -25,21 +25,10 @@ def reward(function: str, **parameters: Any) -> list[str]:
     return [f"rewards.mine.{key}={value}" for key, value in given.items()]
 
 
-def failed_by_nan(run: Run, ended: Any) -> str:
-    """The message of the failure."""
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stdout + ended.stderr
-    assert "failed: nan" in ended.stdout
-    failure = store.read_json(run.result)["failure"]
-    assert failure["class"] == "nan"
-    assert failure["message"] in ended.stdout
-    return str(failure["message"])
-
-
 def test_a_nan_reward_ends_the_run_and_the_checkpoint_before_it_stays(runs: Path) -> None:
     """TRL would take it for None: left out of every mean, with nothing to see."""
     ended = cli(*QUICK, *reward("number", steps="{3:nan}"), f"runs_dir={runs}", "name=nan")
-    message = failed_by_nan(Run(runs / "nan"), ended)
+    message = failure_message(Run(runs / "nan"), ended, "nan")
     assert "step 3: reward 'mine' is nan; completion: " in message
     assert sorted(Run(runs / "nan").whole_checkpoints()) == [1, 2]
 
@@ -85,7 +74,7 @@ def test_a_nan_loss_ends_the_run(runs: Path) -> None:
     asked = [*QUICK, *reward("lengths"), "grpo.num_iterations=2", "grpo.learning_rate=1e30"]
     ended = cli(*asked, f"runs_dir={runs}", "name=loss")
     run = Run(runs / "loss")
-    assert "step 2: loss and grad_norm not finite" in failed_by_nan(run, ended)
+    assert "step 2: loss and grad_norm not finite" in failure_message(run, ended, "nan")
     first, second = run.rows()
     assert first["loss"] is not None
     assert (second["loss"], second["grad_norm"], second["not_finite/grad_norm"]) == (None, None, 1)
@@ -99,7 +88,7 @@ def test_weights_that_are_no_numbers_are_not_saved(runs: Path) -> None:
     """Loss and gradient of the step are fine; what the optimizer makes of the weights is not."""
     ended = cli(*QUICK, *reward("lengths"), "grpo.learning_rate=1e39", f"runs_dir={runs}", "name=weights")
     run = Run(runs / "weights")
-    assert "step 1: weights not finite" in failed_by_nan(run, ended)
+    assert "step 1: weights not finite" in failure_message(run, ended, "nan")
     assert not list(run.checkpoints.glob("checkpoint-*"))
 
 
@@ -115,7 +104,7 @@ def test_a_poisoned_model_is_a_nan_failure(runs: Path, tmp_path: Path) -> None:
     safetensors.torch.save_file(weights, poisoned / "model.safetensors", {"format": "pt"})
     asked = ["model=path", f"model.path={poisoned}", *QUICK, *reward("lengths")]
     ended = cli(*asked, f"runs_dir={runs}", "name=poisoned")
-    assert "probabilities are NaN or infinite" in failed_by_nan(Run(runs / "poisoned"), ended)
+    assert "probabilities are NaN or infinite" in failure_message(Run(runs / "poisoned"), ended, "nan")
 
 
 @pytest.mark.nightly

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from grpo_lab import config as configuration
-from grpo_lab.config import CONF, identity
+from grpo_lab.config import identity
 from grpo_lab.errors import RequestError
 from grpo_lab.machine import Gpu, Machine
 from grpo_lab.store import Sweep
@@ -30,15 +26,6 @@ from tests.test_plan import VERSIONS
 
 FOUR = Machine(gpus=tuple(Gpu(str(i), "NVIDIA H200", 139.0) for i in range(4)), cores=64, versions=VERSIONS)
 TWO_CORES = Machine(cores=2, versions={**VERSIONS, "vllm": "0.31.0+cpu"})
-
-
-@pytest.fixture
-def loader() -> Iterator[ConfigLoader]:
-    configuration.register()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra.config_loader
 
 
 def master(loader: ConfigLoader, *overrides: str) -> DictConfig:
