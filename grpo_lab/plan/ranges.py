@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
@@ -34,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.num_generations": (2, 2**20),
     "grpo.per_device_train_batch_size": (1, 2**20),
     "grpo.max_completion_length": (1, 2**31 - 1),
-    "grpo.learning_rate": (0, 1e38),
+    "grpo.learning_rate": (0, sys.float_info.max),
     "grpo.temperature": (1e-6, 1e6),
     "grpo.beta": (0, 1e6),
     "grpo.save_steps": (0, 2**31 - 1),
