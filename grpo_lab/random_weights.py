@@ -1,4 +1,6 @@
-"""`python -m grpo_lab.random_weights <run folder>`: the checkpoint of `model.weights=random`, made once a shape.
+"""`python -m grpo_lab.random_weights <run folder> [shape]`: the checkpoint of `model.weights=random`, made once.
+
+With `shape` only its config and tokenizer, from which vLLM's `load_format=dummy` makes weights in the GPUs' memory.
 
 Speed does not depend on what the weights are, so a timing needs no download; but a random router spreads the tokens
 over the experts of a mixture more evenly than a trained one may. The tokenizer is the tiny policy's with
@@ -27,19 +29,19 @@ PATIENCE_S = 3600.0
 """How long to wait for another run that draws the same weights."""
 
 
-def make(model: ModelConfig) -> Path:
+def make(model: ModelConfig, *, weights: bool = True) -> Path:
     """Draw the weights into the cache folder, which appears whole or not at all. Returns it.
 
     Of runs that start together one draws, and the others wait for it.
     """
-    folder, fields = random_folder(model), architecture(model)
+    folder, fields = random_folder(model, weights=weights), architecture(model)
     draft = folder.with_name(f".{folder.name}.draft")
     with held(folder.with_name(f".{folder.name}.lock"), patience_s=PATIENCE_S):
         if not (folder / "config.json").is_file():
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
             eos, pad = _tokenizer(draft, int(fields["vocab_size"]))
-            _weights(fields, draft, eos, pad)
+            _policy(fields, draft, eos, pad, weights=weights)
             draft.rename(folder)
     return folder
 
@@ -59,7 +61,7 @@ def _tokenizer(folder: Path, vocabulary: int) -> tuple[int, int]:
     return known[settings["eos_token"]], known[settings["pad_token"]]
 
 
-def _weights(fields: dict[str, Any], folder: Path, eos: int, pad: int) -> None:
+def _policy(fields: dict[str, Any], folder: Path, eos: int, pad: int, *, weights: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -70,7 +72,12 @@ def _weights(fields: dict[str, Any], folder: Path, eos: int, pad: int) -> None:
         with torch.device(device):
             return AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
 
-    need = build("meta").num_parameters() * torch.bfloat16.itemsize
+    empty = build("meta")
+    if not weights:
+        empty.config.architectures = [type(empty).__name__]
+        empty.config.save_pretrained(folder)
+        return
+    need = empty.num_parameters() * torch.bfloat16.itemsize
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     torch.manual_seed(SEED)
     policy = build("cuda" if need < free else "cpu")
@@ -79,4 +86,4 @@ def _weights(fields: dict[str, Any], folder: Path, eos: int, pad: int) -> None:
 
 
 if __name__ == "__main__":
-    make(configuration.load(Run(Path(sys.argv[1])).config).model)
+    make(configuration.load(Run(Path(sys.argv[1])).config).model, weights="shape" not in sys.argv[2:])

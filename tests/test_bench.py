@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from grpo_lab import config as configuration
-from grpo_lab import store
+from grpo_lab import policy, store
 from grpo_lab.bench import DEFAULTS
 from grpo_lab.benching import outcome
 from grpo_lab.benching.cards import Meter
@@ -226,6 +226,23 @@ def test_a_colocated_engine_has_room_for_its_share(as_bench: None) -> None:
     assert "accelerate.commands.launch" in words
     assert "--num_processes=4" in words
     assert "grpo_lab.worker.bench" in words
+
+
+def test_random_weights_are_not_written_for_vllm(as_bench: None) -> None:
+    """It makes them itself; a file is drawn where that was asked for, and for transformers."""
+    random = ["model=qwen2.5-32b", "model.weights=random"]
+    drawn = policy.random_folder(asked(*random).model)
+    for overrides, shape in [
+        (["vllm=server"], True),
+        (["vllm=colocate"], True),
+        (["vllm=server", "vllm.engine.load_format=auto"], False),
+        ([], False),
+    ]:
+        plan = planned(with_gpus(1), *random, *overrides)
+        assert plan.model_path == (f"{drawn}-shape" if shape else str(drawn))
+        assert plan.prepare is not None
+        assert (plan.prepare.argv[-1] == "shape") == shape
+    assert planned(with_gpus(1), *random, "vllm=colocate").engine["load_format"] == "dummy"
 
 
 def test_layouts_share_their_compile_cache(as_bench: None) -> None:

@@ -78,7 +78,8 @@ def plan_of(point: Point, machine: Machine) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "gpus", "sizes"), [("tp_dp_4gpu", 4, (1, 2, 4)), ("tp_dp_8gpu", 8, (1, 2, 4, 8))]
+    ("experiment", "gpus", "sizes"),
+    [("tp_dp_2gpu", 2, (1, 2)), ("tp_dp_4gpu", 4, (1, 2, 4)), ("tp_dp_8gpu", 8, (1, 2, 4, 8))],
 )
 def test_layouts(loader: ConfigLoader, experiment: str, gpus: int, sizes: tuple[int, ...]) -> None:
     """Every layout uses all GPUs, and those of one model follow each other."""

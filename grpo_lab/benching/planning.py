@@ -101,7 +101,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     _check_lengths(config, loads, shape.context if shape else None)
     _check_engines(config, loads)
     layout = _roles(config, gpus)
-    model_path = policy.location(config.model)
+    model_path = _model_path(config)
     server = server_of(config, machine, folder, model_path, layout, ports)
     return BenchPlan(
         mode=config.vllm.mode,
@@ -123,15 +123,19 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
 
 
 def _generating(config: Config) -> Config:
-    """Without what only training uses, whose checks would speak of keys that a bench does not read."""
+    """Without what only training uses, whose checks would speak of keys that a bench does not read. vLLM makes random
+    weights where it needs them: those of 32B would be 65 GB to write and to read."""
     if config.nodes > 1:
         raise RequestError(f"nodes={config.nodes}: a bench runs on one machine; nodes=1")
     if config.vllm.sleep:
         raise RequestError("vllm.sleep=true: a bench has no trainer to make room for; vllm.sleep=false")
     if config.vllm.engine.get("disable_log_stats"):
         raise RequestError("vllm.engine.disable_log_stats=true: a bench needs vLLM's own counts; leave it out")
+    random = config.model.weights == "random" and config.vllm.mode != "off" and config.vllm.url is None
+    engine = {"load_format": "dummy", **config.vllm.engine} if random else config.vllm.engine
     return dataclasses.replace(
         config,
+        vllm=dataclasses.replace(config.vllm, engine=engine),
         grpo={"max_completion_length": 1},
         data={},
         distributed=DistributedConfig(),
@@ -139,6 +143,12 @@ def _generating(config: Config) -> Config:
         peft=type(config.peft)(),
         trainer_gpus=None,
     )
+
+
+def _model_path(config: Config) -> str:
+    if config.model.weights == "random" and config.vllm.engine.get("load_format") == "dummy":
+        return str(policy.random_folder(config.model, weights=False))
+    return policy.location(config.model)
 
 
 def _check_lengths(config: Config, loads: tuple[Load, ...], context: int | None) -> None:

@@ -14,6 +14,7 @@ from grpo_lab.hosts import Host
 from grpo_lab.machine import Machine
 from grpo_lab.plan.algorithms import own_arguments, passed_on, served_names
 from grpo_lab.plan.parts import Batch, Command, Ports, Roles
+from grpo_lab.policy import random_folder
 
 RUN_VARIABLE = "GRPO_LAB_RUN"
 """In the environment of every process of a run: its folder, for whoever finds the process."""
@@ -219,7 +220,8 @@ def _launcher(config: Config, roles: Roles, rank: int, ports: Ports) -> list[str
 def prepare_of(config: Config, model_path: str, folder: Path) -> Command | None:
     if config.model.weights != "random" or (Path(model_path) / "config.json").is_file():
         return None
-    return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder)))
+    shape = ["shape"] if model_path == str(random_folder(config.model, weights=False)) else []
+    return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder), *shape))
 
 
 def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, host: Host) -> dict[str, str]:
