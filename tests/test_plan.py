@@ -156,6 +156,13 @@ def test_many_processes_start_through_a_launcher() -> None:
     assert "torch.distributed.run" in planned(ON_CPU, "vllm=colocate", "vllm.dp=2").trainer[0].argv
 
 
+def test_a_process_alone_with_its_vllm_has_a_port_of_its_own() -> None:
+    """Two such runs that start together would both take TRL's 29500."""
+    (alone,) = planned(with_gpus(1), *QWEN, "vllm=colocate", "model.dtype=bfloat16").trainer
+    assert alone.env["MASTER_PORT"] == "20003"
+    assert "MASTER_PORT" not in planned(with_gpus(2), *QWEN, "vllm=colocate", "vllm.dp=2").trainer[0].env
+
+
 def test_trl_gets_what_the_user_asked_and_the_plan_decided() -> None:
     trl = planned(with_gpus(2), *QWEN, "vllm=colocate", "vllm.sleep=true", "grpo.epsilon=0.3", "seed=5").trl
     assert trl["epsilon"] == 0.3

@@ -193,7 +193,7 @@ def trainer_of(
     return tuple(
         Command(
             host.reach([sys.executable, *_launcher(config, roles, rank, ports), *worker]),
-            _trainer_env(config, machine, folder, roles, host),
+            _trainer_env(config, machine, folder, roles, host, ports),
             host.name,
         )
         for rank, host in enumerate(roles.trainer)
@@ -224,7 +224,9 @@ def prepare_of(config: Config, model_path: str, folder: Path) -> Command | None:
     return Command((sys.executable, "-m", "grpo_lab.random_weights", str(folder), *shape))
 
 
-def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, host: Host) -> dict[str, str]:
+def _trainer_env(
+    config: Config, machine: Machine, folder: Path, roles: Roles, host: Host, ports: Ports
+) -> dict[str, str]:
     gpus, processes = roles.trainer_gpus, roles.processes // len(roles.trainer)
     env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(folder.resolve())
@@ -238,6 +240,8 @@ def _trainer_env(config: Config, machine: Machine, folder: Path, roles: Roles, h
     if config.vllm.mode == "colocate":
         eager = config.vllm.engine.get("enforce_eager", True)
         env |= QUIET
+        # Left alone, TRL 1.16 looks for a free one, 29500 first: two runs that start together find the same.
+        env |= {"MASTER_PORT": str(ports.rendezvous)} if roles.processes == 1 else {}
         env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
     if config.vllm.mode == "server":
         # TRL's HTTP session would take a proxy to the server, and its NCCL group the first address of the host.
