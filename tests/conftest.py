@@ -81,5 +81,12 @@ def failure_message(run: Run, ended: subprocess.CompletedProcess[str], kind: str
 
 
 @pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where random weights lie, with none of this machine's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
 def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"

@@ -228,7 +228,7 @@ def test_a_colocated_engine_has_room_for_its_share(as_bench: None) -> None:
     assert "grpo_lab.worker.bench" in words
 
 
-def test_random_weights_are_not_written_for_vllm(as_bench: None) -> None:
+def test_random_weights_are_not_written_for_vllm(as_bench: None, cache_folder: Path) -> None:
     """It makes them itself; a file is drawn where that was asked for, and for transformers."""
     random = ["model=qwen2.5-32b", "model.weights=random"]
     drawn = policy.random_folder(asked(*random).model)

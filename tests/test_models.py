@@ -105,7 +105,7 @@ def test_what_a_relative_does_not_inherit(name: str, context: int, theta: float)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_plans(name: str) -> None:
+def test_every_model_plans(name: str, cache_folder: Path) -> None:
     config = replace(config_of(name), vllm=VllmConfig(mode="colocate", dp=8))
     plan = make_plan(config, with_gpus(8), folder=Path("runs/x"), ports=PORTS)
     random = replace(config, model=replace(config.model, weights="random"))
@@ -248,12 +248,6 @@ def test_trainer_and_vllm_load_the_same_revision() -> None:
     assert colocated.engine == {"revision": "v2", "trust_remote_code": True}
     plain = planned(with_gpus(1), "model=qwen2.5-7b", "vllm=colocate")
     assert (plain.engine, plain.trl["trust_remote_code"]) == ({}, False)
-
-
-@pytest.fixture
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
 
 
 @pytest.mark.parametrize("name", FAMILIES)
