@@ -201,6 +201,35 @@ def test_models_are_in_the_order_of_their_sizes(tmp_path: Path) -> None:
     assert list(cells(contents.make([tmp_path]), "step, s")) == ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b"]
 
 
+def test_what_follows_from_the_work_makes_no_way_of_its_own(tmp_path: Path) -> None:
+    """transformers are told the length as a least one, vLLM is not: that is no third way to do it."""
+    for length in (64, 128):
+        for mode, forced in (("colocate", {"ignore_eos": True}), ("off", {"min_new_tokens": length})):
+            make(
+                tmp_path / f"{mode}-{length}",
+                vllm_mode=mode,
+                grpo={"max_completion_length": length, "generation_kwargs": forced},
+                metrics={"step_time_s": timing(length / 64)},
+            )
+    made = contents.make([tmp_path])
+    assert list(cells(made, "step, s")) == ["tiny max_completion_length=64", "tiny max_completion_length=128"]
+    assert {len(row) for row in cells(made, "step, s").values()} == {2}
+    works = [row[0].text for row in next(table for table in made.tables if table.title == "All configurations").rows]
+    assert works == sorted(works, key=lambda work: int(work.rpartition("=")[2])), "one work's ways beside each other"
+
+
+def test_a_picture_names_what_differs(tmp_path: Path) -> None:
+    for length in (64, 128):
+        make(
+            tmp_path / str(length),
+            grpo={"max_completion_length": length},
+            metrics={"step_time_s": timing(1.0), "time_s": {"train": timing(1.0)}},
+        )
+    (picture,) = [one for one in contents.make([tmp_path]).pictures if one.title == "Where a step's time goes"]
+    assert "max_completion_length=64, colocate" in picture.svg
+    assert "tiny" not in picture.svg
+
+
 def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
     for tp, speed in ((1, 1000.0), (2, 700.0)):
         loads = [

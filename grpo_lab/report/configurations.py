@@ -112,8 +112,9 @@ def _with_gpus(rows: Sequence[Row]) -> list[Row]:
 
 
 def _place(one: Configuration) -> list[list[tuple[bool, float, str]]]:
-    """Numbers in the order of numbers, also within a name: 3b before 14b."""
-    return [_words_and_numbers(value) for value in one.axes.values()]
+    """Those of one work beside each other; numbers in the order of numbers, also within a name: 3b before 14b."""
+    in_order = sorted(one.axes.items(), key=lambda axis: not _is_work(axis[0]))
+    return [_words_and_numbers(value) for _, value in in_order]
 
 
 def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
@@ -144,10 +145,10 @@ def asked(row: Row) -> Axes:
 
 def distinguishing(several: Sequence[Axes]) -> list[str]:
     """Keys that together tell them apart: model and layout always, of the others those that vary and are not settled
-    by the keys before them (a model's path by its name)."""
+    by the keys before them (a model's path by its name; the least length that a mode forces by the length asked for)."""
     first = [key for key in _FIRST if any(key in one for one in several)]
     names = [key for key in first if key in ("model", "vllm_mode", "tp", "dp") or _varies(several, key)]
-    for key in sorted({key for one in several for key in one} - set(first)):
+    for key in sorted({key for one in several for key in one} - set(first), key=lambda key: (not _is_work(key), key)):
         known: dict[str, str] = {}
         settled = all(
             known.setdefault(str([one.get(name) for name in names]), str(one.get(key))) == str(one.get(key))

@@ -219,7 +219,10 @@ def _bars(one: Estimate) -> list[list[float]] | None:
 
 
 def _label(one: Configuration | Curve, among: Sequence[Configuration | Curve]) -> str:
-    return one.way if len({each.work for each in among}) == 1 else f"{one.work}, {one.way}"
+    """What tells it apart from the others: its way, and of its work the words that not all have."""
+    shared = set.intersection(*(set(each.work.split()) for each in among))
+    own = " ".join(word for word in one.work.split() if word not in shared)
+    return f"{own}, {one.way}" if own else one.way
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

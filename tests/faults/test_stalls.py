@@ -67,7 +67,8 @@ def test_a_step_is_one_wait_whatever_it_does_meanwhile(clock: Clock, tmp_path: P
     assert dog.overdue() is None
 
 
-STEADY = [*SHORT, "grpo.max_steps=2000", "eval.enabled=false", "timeouts.startup=400", "timeouts.step=20"]
+LIMITED = ["timeouts.startup=400", "timeouts.step=20", "timeouts.sync=20"]
+STEADY = [*SHORT, "grpo.max_steps=2000", "eval.enabled=false", *LIMITED]
 FAKED = [*STEADY, "vllm=server", "vllm.check_sync_every=0"]
 REAL = [*STEADY, "vllm=server"]
 
