@@ -145,7 +145,7 @@ def asked(row: Row) -> Axes:
 
 def distinguishing(several: Sequence[Axes]) -> list[str]:
     """Keys that together tell them apart: model and layout always, of the others those that vary and are not settled
-    by the keys before them (a model's path by its name; the least length that a mode forces by the length asked for)."""
+    by the keys before them (a model's path by its name, a least length by the length asked for)."""
     first = [key for key in _FIRST if any(key in one for one in several)]
     names = [key for key in first if key in ("model", "vllm_mode", "tp", "dp") or _varies(several, key)]
     for key in sorted({key for one in several for key in one} - set(first), key=lambda key: (not _is_work(key), key)):
