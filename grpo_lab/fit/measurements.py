@@ -88,15 +88,41 @@ def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterato
 
 def from_csv(path: Path) -> list[Measurement]:
     """Rows of `report --csv`, or of a table with its columns; `command` (or `overrides`) says what was asked."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row.get("status") or "finished") == "finished"]
+    rows = _rows(path, "finished")
     configs = _composed([_overrides(row) for row in rows])
     return [one for row, config in zip(rows, configs, strict=True) if (one := _of_row(row, config, str(path)))]
 
 
+def out_of_memory(path: Path) -> list[Measurement]:
+    """Runs of such a table that failed for want of GPU memory: what was asked, with nothing measured."""
+    rows = [row for row in _rows(path, "failed") if row["failure"] == "oom"]
+    configs = _composed([_overrides(row) for row in rows])
+    found = [(row, config, _card_of_row(row)) for row, config in zip(rows, configs, strict=True)]
+    return [
+        Measurement(row["run"], config.model.name, workload(config), _layout(row, config, card), card, {}, str(path))
+        for row, config, card in found
+        if card is not None
+    ]
+
+
+def _rows(path: Path, status: str) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if (row.get("status") or "finished") == status]
+
+
+def _card_of_row(row: dict[str, str]) -> Card | None:
+    """Of a preset's name, of the cards' names, or of `2 x NVIDIA H200`, as report writes them."""
+    names = [name.strip().partition(" x ")[2] or name.strip() for name in row["hardware"].split(",")]
+    return presets().get(row["hardware"]) or _card(names, None)
+
+
+def _layout(row: dict[str, str], config: Config, card: Card) -> Layout:
+    machine = Cluster(card, int(row["gpus"])).as_machine()
+    return Layout.of(config, make_plan(config, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0)))
+
+
 def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | None:
-    names = [name.strip() for name in row["hardware"].split(",")]
-    card = presets().get(row["hardware"]) or _card(names, None)
+    card = _card_of_row(row)
     if card is None or not row.get("generated_tokens_per_s"):
         return None
     seconds = {phase: float(row[f"{phase}_s"]) for phase in PHASES if row.get(f"{phase}_s")}
@@ -107,9 +133,7 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
         layout = Layout(config.vllm.mode, config.vllm.tp, config.vllm.dp, 0, "ddp", 0, 0)
         whole = {"generate": work.completions * work.completion / rate}
         return Measurement(row["run"], config.model.name, work, layout, card, whole, source, peaks)
-    machine = Cluster(card, int(row["gpus"])).as_machine()
-    layout = Layout.of(config, make_plan(config, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0)))
-    return _measured(row["run"], config, layout, card, seconds, rate, source, peaks)
+    return _measured(row["run"], config, _layout(row, config, card), card, seconds, rate, source, peaks)
 
 
 def _measured(

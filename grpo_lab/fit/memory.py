@@ -109,6 +109,8 @@ def _gathered(work: Workload) -> float:
 
 def activations(work: Workload, sequences: int, *, wide: bool) -> float:
     """What the backward pass needs of one pass (after arXiv:2205.05198, section 4, for SwiGLU and fused attention).
+    transformers' RMSNorm keeps its input and what it normalised in float32, and its output in bf16; of a bf16 stream
+    the normalised values in bf16 as well.
 
     With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all. `wide`:
     the stream is float32, as autocast leaves it with float32 weights; sharded trainers compute with bf16 copies.
@@ -116,7 +118,8 @@ def activations(work: Workload, sequences: int, *, wide: bool) -> float:
     shape, tokens = work.shape, sequences * work.length
     stream, mlp = 4 if wide else 2, shape.mlp * max(1, shape.experts_per_token)
     attended = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    inside = tokens * (2 * stream * shape.hidden + 2.0 * (2 * shape.hidden + 2 * attended + 4 * mlp))
+    norm = (4 + 4 + 2 + (0 if wide else 2)) * shape.hidden
+    inside = tokens * (2 * norm + 2.0 * (2 * attended + 4 * mlp))
     if work.attention == "eager":
         inside += sequences * shape.heads * work.length**2 * 6.0
     boundaries = float(tokens * shape.hidden * stream * shape.layers)

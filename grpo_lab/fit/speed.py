@@ -46,7 +46,9 @@ class Coefficients:
     transfer: float = 0.15
     """Share of the link's rate in packed weights to a server."""
     eager_layer_s: float = 6e-4
-    """Host time of one layer in transformers' generate, one token."""
+    """Host time of one layer in a forward pass of transformers, whose kernels start one by one."""
+    adapter_s: float = 4.75e-4
+    """The same of one matrix's adapter (peft); from the runs of experiments/vllm_vs_transformers."""
     other_s: float = 0.03
     other_completion_s: float = 3e-4
     """Host time of a step outside of all phases, and of one completion of a process in it."""
@@ -111,8 +113,12 @@ def own_generation(work: Workload, layout: Layout, card: Card, known: Coefficien
     own, bandwidth = work.completions / layout.trainer, card.bandwidth * known.bandwidth
     moved = memory.weights(work) + own * (work.prompt + work.completion / 2) * memory.kv_bytes(work)
     gathered = gather(work, layout, card, known) if layout.kind == "fsdp2" else 0.0
-    token = max(work.shape.layers * known.eager_layer_s, moved / bandwidth) + gathered
-    return work.completion * token
+    return work.completion * (max(host(work, known), moved / bandwidth) + gathered)
+
+
+def host(work: Workload, known: Coefficients) -> float:
+    """What the host needs to start the kernels of one forward pass: all that counts for few tokens."""
+    return work.shape.layers * (known.eager_layer_s + work.adapted * known.adapter_s)
 
 
 def sync(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
@@ -129,12 +135,13 @@ def sync(work: Workload, layout: Layout, card: Card, known: Coefficients) -> flo
 def forward(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
     """All completions of a process once: 2 FLOPs a parameter and token (Kaplan et al., arXiv:2001.08361, section 2.1),
     attention's 4 x heads x head size a layer and pair of tokens, half of them masked; and the traffic of what is no
-    matrix product, which weighs more the smaller the model."""
+    matrix product, which weighs more the smaller the model. Not less than the host needs to start that many passes."""
     shape, tokens = work.shape, work.completions / layout.trainer * work.length
     attention = 2 * shape.layers * shape.heads * shape.head_dim * work.length
     traffic = shape.layers * shape.hidden * 2 * known.activation_passes
     product = (2 * work.active + attention) / (card.flops * known.matrix)
-    return tokens * (product + traffic / (card.bandwidth * known.bandwidth))
+    device = tokens * (product + traffic / (card.bandwidth * known.bandwidth))
+    return max(device, layout.accumulation * host(work, known))
 
 
 def logprobs(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:

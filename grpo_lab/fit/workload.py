@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo_lab import policy
@@ -25,6 +26,8 @@ class Workload:
     trainable: int
     adapter: str
     """none, lora or qlora."""
+    adapted: int
+    """Matrices of a layer that have an adapter; of a layer's experts each counts."""
     held_bytes: int
     """Of one trained weight: 4 for float32 (TRL's default), 2 for bfloat16."""
     prompt: int
@@ -74,12 +77,15 @@ def workload(config: Config, *, prompt: int | None = None, completion: int | Non
         )
     grpo, engine = config.grpo, config.vllm.engine
     adapter = config.peft.kind
+    matrices = [] if adapter == "none" else adapted_matrices(shape, config.peft.options.get("target_modules"))
+    rank = int(config.peft.options.get("r", 8))
     return Workload(
         shape=shape,
         parameters=parameters,
         active=policy.active_parameters(config.model) or parameters,
-        trainable=parameters if adapter == "none" else adapter_parameters(shape, int(config.peft.options.get("r", 8))),
+        trainable=parameters if adapter == "none" else shape.layers * rank * sum(map(sum, matrices)),
         adapter=adapter,
+        adapted=len(matrices),
         held_bytes=_BYTES.get(config.model.dtype, 4),
         prompt=prompt or prompt_tokens(config),
         completion=completion or int(grpo.get("max_completion_length") or 512),
@@ -106,8 +112,13 @@ def prompt_tokens(config: Config) -> int:
     return int(config.plan.prompt_tokens or config.data.get("max_prompt_tokens") or known)
 
 
-def adapter_parameters(shape: Shape, rank: int) -> int:
-    """LoRA on all linear layers but the output: r (in + out) for each matrix (arXiv:2106.09685, section 4.1)."""
+def adapted_matrices(shape: Shape, targets: object) -> list[tuple[int, int]]:
+    """Inputs and outputs of a layer's matrices with an adapter, which has r (in + out) parameters for each
+    (arXiv:2106.09685, section 4.1). `targets`: names, or anything else for all linear layers but the output."""
     wide, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = 2 * (shape.hidden + wide) + 2 * (shape.hidden + kv)
-    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.mlp) * max(1, shape.experts))
+    inward, outward = (shape.hidden, shape.mlp), (shape.mlp, shape.hidden)
+    attention = {"q_proj": (shape.hidden, wide), "k_proj": (shape.hidden, kv), "v_proj": (shape.hidden, kv)}
+    every = {**attention, "o_proj": (wide, shape.hidden), "gate_proj": inward, "up_proj": inward, "down_proj": outward}
+    wanted = set(targets) & set(every) if isinstance(targets, Sequence) and not isinstance(targets, str) else set()
+    times = {name: 1 if name in attention or name == "o_proj" else max(1, shape.experts) for name in every}
+    return [sizes for name, sizes in every.items() if not wanted or name in wanted for _ in range(times[name])]
