@@ -1,7 +1,8 @@
 """`grpo_lab.bench` against `vllm bench serve`: the same load on the same server, in turn, in one session.
 
     python benchmarks/bench_against_vllm.py --out results.csv [--turns 5] -- model=qwen2.5-0.5b model.weights=random \\
-        bench.prompts=128 bench.num_generations=1 bench.prompt_len=512 bench.completion_len=256
+        bench.prompts=1024 bench.concurrency=128 bench.num_generations=1 \\
+        bench.prompt_len=512 bench.completion_len=256
 
 Everything after `--` is an override of grpo_lab.bench; its first load counts. Three measurements take turns: `bench` as
 it is, `streamed` (bench.timed_every=1: every token is a message, as `vllm bench serve` has it) and `vllm`. The ratio of
