@@ -18,8 +18,9 @@ from grpo_lab import console as terminal
 from grpo_lab.config import Config
 from grpo_lab.disk import DiskFull, is_full, nearly_full
 from grpo_lab.engine import ServerPlan
+from grpo_lab.fit.check import advice
 from grpo_lab.logs import Log
-from grpo_lab.machine import gpu_memory_gib
+from grpo_lab.machine import gpu_memory_gib, read_machine
 from grpo_lab.plan import Command, Plan
 from grpo_lab.processes import Child
 from grpo_lab.server import ServerError, attach, vllm_server
@@ -97,6 +98,8 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
             stop.hard = True
     if stop.asked and not ended_by_itself(run):
         raise interrupted(run, stop, console)
+    if failed and failed["class"] == "oom" and (said := advice(config, plan, read_machine())):
+        failed["message"] += f"\n{said}"
     result = sum_up(run, config, plan, failed, seen)
     terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
     if failed := result["failure"]:

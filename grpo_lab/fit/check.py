@@ -10,7 +10,7 @@ from grpo_lab.errors import RequestError, nearest
 from grpo_lab.fit import verdict
 from grpo_lab.fit.hardware import Card, card_of
 from grpo_lab.fit.parts import Layout
-from grpo_lab.fit.verdict import FITS, NO
+from grpo_lab.fit.verdict import FITS, GIB, NO
 from grpo_lab.fit.workload import workload
 from grpo_lab.machine import Machine
 from grpo_lab.plan import Plan
@@ -27,6 +27,23 @@ def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
     """
     _known(config.fit)
     return _judged(config, Layout.of(config, plan), machine) if plan.gpus else ()
+
+
+def advice(config: Config, plan: Plan, machine: Machine) -> str:
+    """To somebody whose run went out of memory: what was to be expected, and the way out where there is one."""
+    try:
+        work = workload(config)
+    except RequestError:
+        return ""
+    if not plan.gpus:
+        return ""
+    layout, card = Layout.of(config, plan), smallest(machine)
+    found = verdict.judge(work, layout, card, own_server=config.vllm.url is None)
+    sizes = [f"{role} {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}" for role, need in found.needs.items()]
+    said = found.reason or f"fits, {', '.join(sizes)}"
+    smaller = verdict.largest_batch(work, layout, card) if found.kind != NO else 0
+    said += f"; grpo.per_device_train_batch_size={smaller} fits" if 0 < smaller < layout.per_device else ""
+    return f"predicted: {said}; python -m grpo_lab.plan shows what needs the memory"
 
 
 def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:

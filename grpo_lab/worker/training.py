@@ -19,6 +19,7 @@ from grpo_lab import config as configuration
 from grpo_lab import results, store, tracker
 from grpo_lab.config import Config
 from grpo_lab.disk import DiskFull, is_full
+from grpo_lab.logs import OUT_OF_MEMORY
 from grpo_lab.plan import Batch
 from grpo_lab.store import Run
 from grpo_lab.worker import algorithms, asynchronous, rewarding, saving, vllm
@@ -89,6 +90,8 @@ def _explain(error: BaseException) -> tuple[str, str]:
         status = str(error).removeprefix(REFUSED)
         return "server_died" if status.startswith("5") else "error", f"the vLLM server answered {status}"
     known = next((name for expected, name in FAILURES if isinstance(error, expected)), None)
+    if known == "oom" or (known is None and OUT_OF_MEMORY.search(str(error))):
+        return "oom", str(error).partition(" Of the allocated memory")[0]  # the log has torch's whole paragraph
     if known is None:
         return "worker_crash", f"{type(error).__name__}: {error}"
     return known, str(error) or type(error).__name__

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from grpo_lab import store
 from grpo_lab.conductor import failure_of
 from grpo_lab.logs import Log
 from grpo_lab.store import Run
+from grpo_lab.worker import training
 
 REPORT = """E1121 15:28:08.280000 21097 torch/api.py:1002] failed (exitcode: {first}) local_rank: 1 (pid: 12)
 Failures:
@@ -46,3 +48,18 @@ def test_class(code: int, first: str, said: object, expected: str, words: str, t
     failure = failure_of(run, code, log)
     assert failure.row["class"] == expected
     assert words in failure.row["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. Of the allocated memory ..."),
+            "CUDA out of memory. Tried to allocate 2 MiB.",
+        ),
+        (ValueError("No available memory for the cache blocks. ..."), "No available memory for the cache blocks. ..."),
+    ],
+)
+def test_want_of_gpu_memory_is_a_class_of_its_own(error: Exception, message: str) -> None:
+    """Torch's, and that of a colocated vLLM, which is an ordinary exception."""
+    assert training._explain(error) == ("oom", message)

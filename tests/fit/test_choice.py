@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from grpo_lab.benching import planning as benching
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.fit import memory
-from grpo_lab.fit.check import check, check_bench
+from grpo_lab.fit.check import advice, check, check_bench
 from grpo_lab.fit.choice import settled
 from grpo_lab.fit.parts import Layout
 from grpo_lab.fit.workload import workload
@@ -53,6 +54,22 @@ def test_what_is_close_is_warned_of_and_started() -> None:
     card = Machine(gpus=(Gpu("0", "Unknown", just),), cores=8, versions=with_gpus(1).versions)
     (said,) = checked(config, card)
     assert said.startswith("may not fit: perhaps trainer out of memory")
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (64, r"out of memory: \d+\.\d GiB of 140\.4, most of it activations .*; grpo.per_device_train_batch_size=\d+;"),
+        (1, r"predicted: fits, trainer and vLLM \d+\.\d GiB of 140\.4; python -m grpo_lab.plan"),
+    ],
+)
+def test_a_run_that_went_out_of_memory_gets_advice(batch: int, said: str) -> None:
+    one = with_gpus(1)
+    sizes = (f"grpo.per_device_train_batch_size={batch}", "model.dtype=bfloat16", "grpo.max_completion_length=1024")
+    config = asked(*BATCH, "vllm=colocate", "grpo.gradient_checkpointing=false", "fit=off", *sizes)
+    plan = make_plan(config, one, folder=Path("runs/x"), ports=PORTS)
+    assert re.search(said, advice(config, plan, one))
+    assert advice(config, make_plan(asked(), ON_CPU, folder=Path("runs/x"), ports=PORTS), ON_CPU) == ""
 
 
 def test_a_wrong_choice_is_refused() -> None:
