@@ -76,7 +76,9 @@ def expect_end(run: Run, blow: Blow, code: int, shown: str) -> None:
     assert not own or blow.moment == "startup", f"{blow}: {shown}"
     if result.get("status") == "finished":
         deaf = blow.victim in ("server", "engine") and blow.moment == "startup" and last != KILL
-        assert deaf or (blow.victim == "conductor" and blow.moment in ("after", "checkpoint")), f"{blow}: {shown}"
+        in_last_step = blow.moment in ("step", "generate") and last in (TERM, INT)  # asked to stop after it
+        late = blow.victim == "conductor" and (blow.moment in ("after", "checkpoint") or in_last_step)
+        assert deaf or late, f"{blow}: {shown}"
         return
     if blow.victim == "conductor":
         assert code in (-last, 128 + last), f"{blow}: {code} {shown}"
