@@ -14,11 +14,12 @@ class PointFailed(RuntimeError):
     """A point of a sweep did not finish; what there is to say has been said. Exit code 1."""
 
 
-def nearest(wrong: str, valid: Iterable[str], *, show: int = 8) -> str:
-    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them)."""
+def nearest(wrong: str, valid: Iterable[str], *, show: int = 8, ending: str = "") -> str:
+    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them). `ending`
+    follows the name that is close."""
     names = sorted(valid)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{close[0]}{ending}'?"
     more = f", ... ({len(names)} in all)" if len(names) > show else ""
     return f"valid: {', '.join(names[:show])}{more}"
