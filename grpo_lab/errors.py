@@ -14,6 +14,14 @@ class PointFailed(RuntimeError):
     """A point of a sweep did not finish; what there is to say has been said. Exit code 1."""
 
 
+class RunFailed(RuntimeError):
+    """The run ended without finishing; what there is to say has been said. Carries the exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def nearest(wrong: str, valid: Iterable[str], *, show: int = 8, ending: str = "") -> str:
     """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them). `ending`
     follows the name that is close."""
