@@ -13,7 +13,6 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from grpo_lab import config as configuration
@@ -21,10 +20,10 @@ from grpo_lab import console as terminal
 from grpo_lab import locks, processes, results, store, tracker
 from grpo_lab.benching import display, outcome
 from grpo_lab.benching.planning import BenchPlan, make_plan
-from grpo_lab.cli import explain, refuse, run_app
-from grpo_lab.conductor import Failure, RunFailed, Stop, ended_by_itself, prepare, server_of, stop_signals, train
+from grpo_lab.cli import exit_codes, run_app
+from grpo_lab.conductor import Failure, Stop, ended_by_itself, prepare, server_of, stop_signals, train
 from grpo_lab.config import CONF, Config, LauncherConfig
-from grpo_lab.errors import RequestError
+from grpo_lab.errors import RunFailed
 from grpo_lab.exposure import check_url
 from grpo_lab.fit.check import check_bench
 from grpo_lab.machine import read_machine
@@ -46,12 +45,8 @@ LAST_WORDS_S = 15.0
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(composed: DictConfig) -> float | None:
     """Hydra's entry: one point of a sweep, or the only one. Returns the objective."""
-    try:
+    with exit_codes():
         return conduct(configuration.from_hydra(composed), Console())
-    except (RequestError, OmegaConfBaseException) as error:
-        sys.exit(refuse(explain(error)))
-    except RunFailed as error:
-        sys.exit(error.exit_code)
 
 
 def conduct(config: Config, console: Console) -> float | None:

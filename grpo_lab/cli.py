@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from grpo_lab.config import CONF, Config
 from grpo_lab.disk import is_full
-from grpo_lab.errors import PointFailed, RequestError, nearest
+from grpo_lab.errors import PointFailed, RequestError, RunFailed, nearest
 
 
 def run_app(app: Callable[[], Any]) -> int:
@@ -84,6 +85,18 @@ def refuse(message: str) -> int:
     """Print a refusal; the exit code that goes with it."""
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """A refusal or a failed run in this block ends the process by SystemExit, which Hydra lets through without a word
+    of its own."""
+    try:
+        yield
+    except (RequestError, OmegaConfBaseException) as error:
+        sys.exit(refuse(explain(error)))
+    except RunFailed as error:
+        sys.exit(error.exit_code)
 
 
 LINES, WIDTH = 3, 1000

@@ -18,6 +18,7 @@ from grpo_lab import console as terminal
 from grpo_lab.config import Config
 from grpo_lab.disk import DiskFull, is_full, nearly_full
 from grpo_lab.engine import ServerPlan
+from grpo_lab.errors import RunFailed
 from grpo_lab.fit.check import advice
 from grpo_lab.logs import Log
 from grpo_lab.machine import gpu_memory_gib, read_machine
@@ -34,14 +35,6 @@ BLAMELESS = ("worker_crash", "server_died", "error")
 """How a trainer fails whose server fails."""
 KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that come from outside; others are crashes."""
-
-
-class RunFailed(RuntimeError):
-    """The run ended without finishing; what there is to say has been said. Carries the exit code."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Failure(RuntimeError):

@@ -14,11 +14,20 @@ class PointFailed(RuntimeError):
     """A point of a sweep did not finish; what there is to say has been said. Exit code 1."""
 
 
-def nearest(wrong: str, valid: Iterable[str], *, show: int = 8) -> str:
-    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them)."""
+class RunFailed(RuntimeError):
+    """The run ended without finishing; what there is to say has been said. Carries the exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(wrong: str, valid: Iterable[str], *, show: int = 8, ending: str = "") -> str:
+    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them). `ending`
+    follows the name that is close."""
     names = sorted(valid)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
+        return f"did you mean '{close[0]}{ending}'?"
     more = f", ... ({len(names)} in all)" if len(names) > show else ""
     return f"valid: {', '.join(names[:show])}{more}"

@@ -14,18 +14,17 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from grpo_lab import checkpoints, locks, processes, publish, results, store, tracker
 from grpo_lab import config as configuration
 from grpo_lab import console as terminal
 from grpo_lab.benching.planning import BenchPlan
-from grpo_lab.cli import explain, refuse, run_app
-from grpo_lab.conductor import RunFailed, execute
+from grpo_lab.cli import exit_codes, run_app
+from grpo_lab.conductor import execute
 from grpo_lab.config import CONF, Config
 from grpo_lab.disk import hold_back
-from grpo_lab.errors import RequestError
+from grpo_lab.errors import RequestError, RunFailed
 from grpo_lab.exposure import check_url
 from grpo_lab.fit.check import check as check_fit
 from grpo_lab.fit.choice import settled
@@ -45,16 +44,9 @@ LEFTOVERS_S = 30.0
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(composed: DictConfig) -> float | None:
-    """Hydra's entry: one point of a sweep, or the only one. Returns accuracy after training.
-
-    Leaves by SystemExit, which Hydra lets through without a word of its own.
-    """
-    try:
+    """Hydra's entry: one point of a sweep, or the only one. Returns accuracy after training."""
+    with exit_codes():
         return conduct(configuration.from_hydra(composed), Console())
-    except (RequestError, OmegaConfBaseException) as error:
-        sys.exit(refuse(explain(error)))
-    except RunFailed as error:
-        sys.exit(error.exit_code)
 
 
 def conduct(config: Config, console: Console) -> float | None:

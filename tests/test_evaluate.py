@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from grpo_lab import checkpoints, store
 from grpo_lab import config as configuration
-from grpo_lab.config import Config, ModelConfig
+from grpo_lab.config import Config, ModelConfig, VllmConfig
 from grpo_lab.policy import ASSETS
 from grpo_lab.store import Evaluation, Run
 from tests.conftest import ROOT
@@ -53,7 +53,13 @@ def saved_run(folder: Path, *, steps: Sequence[int] = (), **data: Any) -> Run:
         model=ModelConfig(name="tiny", path="asset:tiny"),
         data={**arithmetic, **data},
         rewards={"accuracy": {"_target_": "grpo_lab.rewards.accuracy"}},
-        grpo={"max_completion_length": 32},
+        vllm=VllmConfig(mode="server", dp=2),
+        grpo={
+            "max_completion_length": 32,
+            "generation_batch_size": 64,
+            "num_generations": 8,
+            "per_device_train_batch_size": 8,
+        },
     )
     configuration.save(config, run.config)
     for step in steps:
@@ -186,6 +192,12 @@ REFUSED = [
     (["{runs}/one", "evaluate.k=1,8", "evaluate.samples=4"], "evaluate.k=8 is more than evaluate.samples=4"),
     (["{runs}/one", "evaluate.k=0"], "each at least 1"),
     (["{runs}/one", "evaluate.temperature=0", "evaluate.k=2"], "evaluate.samples=1"),
+    (["{runs}/one", "evaluate.temperature=nan"], "evaluate.temperature=nan: must be a number"),
+    (["{runs}/one", "evaluate.seed=-1"], "evaluate.seed=-1: must be at least 0"),
+    (["{runs}/one", "vllm.max_model_len=0"], "vllm.max_model_len=0: must be at least 1"),
+    (["model=tiny", "name=../one"], "the run's folder in runs_dir= cannot be called so"),
+    (["{runs}/one", "vllm.engine.hf_token=abc"], "vllm.engine.hf_token holds a secret"),
+    (["{runs}/one", "vllm=server", "vllm.dp=2"], "vllm.dp=2: an evaluation has one engine"),
     (["{runs}/one", "evaluate.kk=1"], "did you mean 'k'?"),
     (["{runs}/one", "data=gsm8"], "did you mean 'gsm8k'?"),
     (["{runs}/one", "model=qwen2.5-0.5b"], "has a policy of its own"),

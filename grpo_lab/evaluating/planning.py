@@ -20,6 +20,8 @@ from grpo_lab.plan import RUN_VARIABLE, Command
 from grpo_lab.plan.checks import check_names, check_shape, check_upstream, check_vllm
 from grpo_lab.plan.commands import engine_options, prepare_of
 from grpo_lab.plan.layout import allowed_gpus
+from grpo_lab.plan.ranges import check_ranges
+from grpo_lab.plan.secrets import check_secrets
 from grpo_lab.redaction import redact
 from grpo_lab.store import Evaluation
 
@@ -65,6 +67,9 @@ class EvaluationPlan:
 
 def make_plan(request: Request, machine: Machine) -> EvaluationPlan:
     """Raises RequestError for what cannot work."""
+    check_ranges(request.config)
+    check_secrets(request.config)
+    _check_engines(request.config.vllm.dp)
     asked = request.config.evaluate
     samples = _samples(asked)
     gpus = allowed_gpus(dataclasses.replace(request.config, nodes=1, hosts=None), machine)
@@ -95,17 +100,21 @@ def make_plan(request: Request, machine: Machine) -> EvaluationPlan:
     )
 
 
+def _check_engines(dp: int) -> None:
+    if dp > 1:
+        raise RequestError(
+            f"vllm.dp={dp}: an evaluation has one engine, because vLLM has no data parallelism inside one process;"
+            " vllm.dp=1, or vllm.tp= for more GPUs"
+        )
+
+
 def _samples(asked: EvaluateConfig) -> int:
-    """Completions a problem, once all numbers make sense."""
+    """Completions a problem, once they suffice for every k."""
     if not asked.k or min(asked.k) < 1:
         raise RequestError(f"evaluate.k={asked.k}: one number or more, each at least 1, as in evaluate.k=1,4")
     samples = max(asked.k) if asked.samples is None else asked.samples
     if samples < max(asked.k):
         raise RequestError(f"evaluate.k={max(asked.k)} is more than evaluate.samples={samples}")
-    if asked.problems < 0:
-        raise RequestError(f"evaluate.problems={asked.problems}: a number of problems, 0 takes all")
-    if asked.batch_size is not None and asked.batch_size < 1:
-        raise RequestError(f"evaluate.batch_size={asked.batch_size}: must be at least 1")
     return samples
 
 
@@ -113,10 +122,8 @@ def _sampling(config: Config, samples: int) -> dict[str, Any]:
     """As in training, but for the temperature if another one was asked for. The defaults are GRPOConfig's."""
     grpo, asked = config.grpo, config.evaluate.temperature
     temperature = float(grpo.get("temperature", 1.0) if asked is None else asked)
-    if temperature < 0 or (temperature == 0 and samples > 1):
-        raise RequestError(
-            f"evaluate.temperature={temperature:g}: must be positive; 0 is greedy, and takes evaluate.samples=1"
-        )
+    if temperature == 0 and samples > 1:
+        raise RequestError("evaluate.temperature=0: this is greedy, which takes evaluate.samples=1")
     return {
         "max_tokens": grpo.get("max_completion_length") or 512,
         "temperature": temperature,

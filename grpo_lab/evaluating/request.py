@@ -87,7 +87,7 @@ def _composed_on(run: Run, overrides: Sequence[str]) -> Config:
     """The run's saved config under overrides; each of its groups is an option called `saved` of that group, so that
     another option replaces it."""
     saved = configuration.load(run.config)
-    saved.vllm.mode = AUTO
+    saved.vllm.mode, saved.vllm.dp = AUTO, 1  # how the run generated binds no evaluation of it
     saved.vllm.env = {key: value for key, value in saved.vllm.env.items() if value != REDACTED}
     content, known = dataclasses.asdict(saved), ConfigStore.instance()
     for group in GROUPS:

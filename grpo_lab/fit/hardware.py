@@ -105,12 +105,21 @@ def cluster(asked: str, machine: Machine, *, nodes: int = 1) -> Cluster:
         return Cluster(card, len(machine.gpus), nodes, machine)
     match = _ASKED.fullmatch(asked)
     if match is None or match["card"] not in presets():
-        near = nearest(match["card"] if match else asked, presets())
-        raise RequestError(f"hardware={asked}: a card, - and a number, x machines, such as h100-8 or h100-8x16; {near}")
+        raise RequestError(f"hardware={asked}: {_way_out(asked, match)}")
     gpus, machines = int(match["gpus"]), int(match["nodes"] or nodes)
     if gpus < 1 or machines < 1:
         raise RequestError(f"hardware={asked}: at least one GPU in at least one machine")
     return Cluster(presets()[match["card"]], gpus, machines)
+
+
+def _way_out(asked: str, match: re.Match[str] | None) -> str:
+    """`a100-80` reads like 80 cards a100, and is one card without its number."""
+    card, number = asked, "-1"
+    if match and asked not in presets():
+        card, number = match["card"], asked.removeprefix(match["card"])
+    sizes = [f"'{name}{number}'" for name in presets() if name.startswith(f"{card}-")]
+    near = f"did you mean {' or '.join(sizes)}?" if sizes else nearest(card, presets(), ending=number)
+    return f"a card, - and a number, x machines, such as h100-8 or h100-8x16; {near}"
 
 
 def card_of(gpu: Gpu) -> Card | None:

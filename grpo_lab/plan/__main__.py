@@ -11,10 +11,9 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from grpo_lab import config as configuration
-from grpo_lab.cli import explain, refuse, run_app
+from grpo_lab.cli import exit_codes, run_app
 from grpo_lab.config import CONF, Config
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.fit import calibration, table
@@ -29,10 +28,8 @@ FORMATS = ("table", "json", "csv")
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def app(composed: DictConfig) -> None:
-    try:
+    with exit_codes():
         sys.stdout.write(answer(configuration.from_hydra(composed)))
-    except (RequestError, OmegaConfBaseException) as error:
-        sys.exit(refuse(explain(error)))
 
 
 def answer(config: Config) -> str:
@@ -58,10 +55,8 @@ def calibrate(arguments: list[str]) -> int:
     parser.add_argument("paths", nargs="+", type=Path, help="folders with runs, CSV files of report")
     parser.add_argument("--out", type=Path, default=Path("calibration.json"), help="then plan.calibration=FILE")
     asked = parser.parse_args(arguments)
-    try:
+    with exit_codes():
         found = calibration.calibrate(measurements.read(asked.paths))
-    except (RequestError, OmegaConfBaseException) as error:
-        return refuse(explain(error))
     calibration.save(found, asked.out)
     print(table.errors(found), end="")
     print(f"written to {asked.out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,10 +143,18 @@ def test_hardware_by_name(asked_for: str, gpus: int, nodes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [("h10-8", "did you mean 'h100'"), ("h100", "such as h100-8"), ("h100-0", "at least one GPU")]
+    ("wrong", "said"),
+    [
+        ("h10-8x2", "did you mean 'h100-8x2'?"),
+        ("h100", "such as h100-8 or h100-8x16; did you mean 'h100-1'?"),
+        ("a100-80", "did you mean 'a100-80-1'?"),
+        ("a100-8", "did you mean 'a100-40-8' or 'a100-80-8'?"),
+        ("tpu-8", "valid: a100-40, "),
+        ("h100-0", "at least one GPU"),
+    ],
 )
 def test_wrong_hardware_is_refused(wrong: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(RequestError, match=re.escape(said)):
         hardware.cluster(wrong, Machine())
 
 
@@ -189,7 +198,7 @@ def test_json_and_csv_say_the_same_as_the_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("hardware=h1000-8",), "did you mean 'h100'"),
+        (("hardware=h1000-8",), "did you mean 'h100-8'?"),
         (("model=path", "model.path=some/hub-id", "hardware=h100-8"), "its shape is not known"),
         (("hardware=h100-8", "plan.format=xml"), "plan.format=xml"),
         (("calibrate", "nowhere"), "neither a folder"),
