@@ -250,9 +250,9 @@ def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
 
 
 PUBLISHED = """model,vllm_mode,dp,metric,value,unit,source,over
+tiny,server,2,steps_per_s,0.5,1/s,https://example.org/c,
 tiny,colocate,2,steps_per_s,0.5,1/s,https://example.org/a,
 tiny,colocate,2,step_time_s,0.4,,https://example.org/b,dp=1
-tiny,server,2,steps_per_s,0.5,1/s,https://example.org/c,
 tiny,,,steps_per_s,0.5,1/s,https://example.org/d,
 """
 

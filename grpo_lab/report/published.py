@@ -78,8 +78,9 @@ def _read(row: Mapping[str, str | None], where: str, kind: str) -> Published:
 
 
 def beside(several: Sequence[Published], configurations: Sequence[Configuration]) -> Table | None:
-    """A row for each published number; None where there are none."""
-    rows = [_row(one, configurations) for one in several]
+    """A row for each published number, those that were measured first; None where there are none."""
+    first = sorted(several, key=lambda one: _measured(one, configurations)[0] is None)
+    rows = [_row(one, configurations) for one in first]
     head = ["of", "metric", "published", "measured", "measured / published", "source"]
     caption = (
         "Other hardware, versions and settings unless the source says otherwise: directions compare, sizes rarely do."
