@@ -69,6 +69,22 @@ def test_a_small_run(mode: str, tmp_path: Path) -> None:
     assert store.read_json(run.result)["metrics"]["peak_memory_gib"]["trainer"] > 1
 
 
+@pytest.mark.parametrize("layout", [["vllm=server", "vllm.dp=2"], ["vllm=server", "vllm.tp=2", *TP], ["vllm=colocate"]])
+def test_a_small_bench(layout: list[str], tmp_path: Path) -> None:
+    """Real data parallelism, and what only NVIDIA's driver can say."""
+    gpus = 2 if "vllm=server" in layout else 1
+    need(gpus)
+    sizes = ["bench.prompts=16", "bench.num_generations=4", "bench.prompt_len=64", "bench.completion_len=64"]
+    asked = ["model=qwen2.5-0.5b", "model.weights=random", "tracker=none", *sizes, *layout]
+    ended = cli(*asked, f"runs_dir={tmp_path}", "name=one", module="grpo_lab.bench", timeout_s=500)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    metrics = store.read_json(Run(tmp_path / "one").result)["metrics"]
+    assert metrics["engines"]["n"] == (2 if "vllm.dp=2" in layout else 1)
+    assert len(metrics["power_w"]) == len(metrics["peak_memory_gib"]) == gpus
+    assert min(metrics["power_w"].values()) > 50
+    assert metrics["generated_tokens_per_s"]["median"] > 1000
+
+
 def test_kill_9_of_the_conductor_empties_the_gpus(tmp_path: Path) -> None:
     """Server mode on two GPUs: 15 seconds after the conductor is gone no process is left on any GPU."""
     need(2)
