@@ -240,9 +240,10 @@ def train(
             if check_server is not None:
                 check_server()
             if overdue := watchdog.overdue():
-                raise Failure("timeout", with_server_log(overdue, run), run.worker_log)
+                raise Failure("timeout", with_server_log(overdue + past_nccl(plan, overdue), run), run.worker_log)
         if code != 0:
             failure = failure_of(run, code, log)
+            failure.row["message"] += past_nccl(plan, failure.row["message"])
             if check_server is not None and failure.row["class"] in BLAMELESS:
                 await_server_s_end(check_server)
             raise failure
@@ -261,6 +262,14 @@ def await_server_s_end(check_server: Callable[[], None]) -> None:
     while time.monotonic() < deadline:
         check_server()
         time.sleep(POLL_S)
+
+
+def past_nccl(plan: Processes, message: str) -> str:
+    """The way out where it may be NCCL that does not reach from the trainer to the server."""
+    signs = ("NCCL", "sending the weights to vLLM", "while the trainer starts")
+    if plan.weight_transfer != "nccl" or not any(sign in message for sign in signs):
+        return ""
+    return "\nif NCCL cannot reach from trainer to server: vllm.weight_transfer=gloo sends the weights through the CPU"
 
 
 def with_server_log(message: str, run: Run) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from grpo_lab import store, watchdog
+from grpo_lab.conductor import past_nccl
 from grpo_lab.config import TimeoutsConfig
+from grpo_lab.machine import Machine
 from grpo_lab.store import Run
 from grpo_lab.watchdog import Watchdog
 from tests.conftest import ROOT, SHORT, running, wait_for_step
 from tests.faults.test_servers import FAKE
 from tests.faults.wreck import expect_nothing_left, find, segments
+from tests.test_plan import ON_CPU, planned, with_gpus
 
 LIMITS = TimeoutsConfig(startup=100, step=20, sync=5)
 
@@ -65,6 +68,22 @@ def test_a_step_is_one_wait_whatever_it_does_meanwhile(clock: Clock, tmp_path: P
     assert "timeouts.step" in (dog.overdue() or "")
     store.write_json(run.progress, {"phase": "training", "done": 4, "total": 9, "doing": None})
     assert dog.overdue() is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "overrides", "message", "told"),
+    [
+        (with_gpus(2), ["vllm=server"], "no progress for 6 s after step 1 of 4, sending the weights to vLLM", True),
+        (with_gpus(2), ["vllm=server"], "RuntimeError: NCCL error: unhandled system error", True),
+        (with_gpus(2), ["vllm=server"], "no progress for 20 s after step 1 of 4, waiting for completions", False),
+        (with_gpus(2), ["vllm=colocate"], "RuntimeError: NCCL error: unhandled system error", False),
+        (ON_CPU, ["vllm=server"], "no progress for 6 s after step 1 of 4, sending the weights to vLLM", False),
+    ],
+)
+def test_who_may_have_no_nccl_is_told_the_way_past_it(
+    machine: Machine, overrides: list[str], message: str, told: bool
+) -> None:
+    assert ("vllm.weight_transfer=gloo" in past_nccl(planned(machine, *overrides), message)) == told
 
 
 LIMITED = ["timeouts.startup=400", "timeouts.step=20", "timeouts.sync=20"]
