@@ -235,6 +235,7 @@ def test_random_weights_are_not_written_for_vllm(as_bench: None, cache_folder: P
     for overrides, shape in [
         (["vllm=server"], True),
         (["vllm=colocate"], True),
+        (["vllm=server", "vllm.url=http://127.0.0.1:8000"], True),  # only its tokenizer is read
         (["vllm=server", "vllm.engine.load_format=auto"], False),
         ([], False),
     ]:

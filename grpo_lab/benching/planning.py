@@ -131,7 +131,7 @@ def _generating(config: Config) -> Config:
         raise RequestError("vllm.sleep=true: a bench has no trainer to make room for; vllm.sleep=false")
     if config.vllm.engine.get("disable_log_stats"):
         raise RequestError("vllm.engine.disable_log_stats=true: a bench needs vLLM's own counts; leave it out")
-    random = config.model.weights == "random" and config.vllm.mode != "off" and config.vllm.url is None
+    random = config.model.weights == "random" and config.vllm.mode != "off"
     engine = {"load_format": "dummy", **config.vllm.engine} if random else config.vllm.engine
     return dataclasses.replace(
         config,
