@@ -73,6 +73,8 @@ class Recorder(TrainerCallback):
         if SCORES in logs:
             row["reward"] = logs[SCORES]
         row["peak_memory_gib/trainer"] = peak_memory_gib()
+        if torch.cuda.is_initialized():  # without the blocks that torch keeps for later: what reserving more rests on
+            row["peak_memory_gib/trainer_allocated"] = torch.cuda.max_memory_allocated() / 2**30
         tokens = logs.get(TRAINED)
         if tokens is None and "completions/mean_length" in logs:
             tokens = logs["completions/mean_length"] * self.batch.completions
