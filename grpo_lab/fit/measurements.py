@@ -71,19 +71,10 @@ def from_run(run: Run) -> Iterator[Measurement]:
 
 
 def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterator[Measurement]:
-    """One measurement a load: the time that its completions would take at the measured rate."""
+    """One measurement a load."""
     for load in result["loads"]:
-        asked, rate = load["load"], load["metrics"]["generated_tokens_per_s"]["median"]
-        sequences = asked["prompts"] * asked["num_generations"]
-        concurrency = asked.get("concurrency")
-        grpo = {**config.grpo, "generation_batch_size": sequences, "num_generations": asked["num_generations"]}
-        own = replace(config, grpo=grpo)
-        work = workload(own, prompt=asked["prompt_len"], completion=asked["completion_len"])
-        if concurrency:  # for each engine, as the loads of bench are shared evenly
-            work = replace(work, max_num_seqs=max(1, concurrency // result["dp"]))
-        layout = Layout(result["vllm_mode"], result["tp"], result["dp"], 0, "ddp", 0, 0, config.nodes)
-        seconds = {"generate": sequences * asked["completion_len"] / rate}
-        yield Measurement(f"{folder.name}/{load['name']}", result["model"], work, layout, card, seconds, str(folder))
+        rate = load["metrics"]["generated_tokens_per_s"]["median"]
+        yield _of_load(f"{folder.name}/{load['name']}", config, result, load["load"], rate, card, str(folder))
 
 
 def from_csv(path: Path) -> list[Measurement]:
@@ -95,14 +86,25 @@ def from_csv(path: Path) -> list[Measurement]:
 
 def out_of_memory(path: Path) -> list[Measurement]:
     """Runs of such a table that failed for want of GPU memory: what was asked, with nothing measured."""
-    rows = [row for row in _rows(path, "failed") if row["failure"] == "oom"]
-    configs = _composed([_overrides(row) for row in rows])
-    found = [(row, config, _card_of_row(row)) for row, config in zip(rows, configs, strict=True)]
-    return [
-        Measurement(row["run"], config.model.name, workload(config), _layout(row, config, card), card, {}, str(path))
-        for row, config, card in found
-        if card is not None
-    ]
+    return _as_asked(path, [row for row in _rows(path, "failed") if row["failure"] == "oom"])
+
+
+def too_short_for_a_rate(path: Path) -> list[Measurement]:
+    """Runs of such a table that ended within their warm-up: what was asked, and their peaks."""
+    return _as_asked(path, [row for row in _rows(path, "finished") if not row.get("generated_tokens_per_s")])
+
+
+def _as_asked(path: Path, rows: list[dict[str, str]]) -> list[Measurement]:
+    found = []
+    for row, config in zip(rows, _composed(map(_overrides, rows)), strict=True):
+        if (card := _card_of_row(row)) is not None:
+            work, layout = workload(config), _layout(row, config, card)
+            found.append(Measurement(row["run"], config.model.name, work, layout, card, {}, str(path), _peaks(row)))
+    return found
+
+
+def _peaks(row: dict[str, str]) -> dict[str, float]:
+    return {role: float(row[key]) for role in ("trainer", "server") if row.get(key := f"peak_memory_gib_{role}")}
 
 
 def _rows(path: Path, status: str) -> list[dict[str, str]]:
@@ -126,14 +128,31 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
     if card is None or not row.get("generated_tokens_per_s"):
         return None
     seconds = {phase: float(row[f"{phase}_s"]) for phase in PHASES if row.get(f"{phase}_s")}
-    peaks = {role: float(row[key]) for role in ("trainer", "server") if row.get(key := f"peak_memory_gib_{role}")}
-    rate = float(row["generated_tokens_per_s"])
+    peaks, rate = _peaks(row), float(row["generated_tokens_per_s"])
+    if row.get("kind") == "bench":
+        load = {key.removeprefix("load_"): value for key, value in row.items() if key.startswith("load_")}
+        return _of_load(f"{row['run']}/{row['load']}", config, row, load, rate, card, source)
     if set(seconds) <= {"generate"}:
         work = workload(config)
         layout = Layout(config.vllm.mode, config.vllm.tp, config.vllm.dp, 0, "ddp", 0, 0)
         whole = {"generate": work.completions * work.completion / rate}
         return Measurement(row["run"], config.model.name, work, layout, card, whole, source, peaks)
     return _measured(row["run"], config, _layout(row, config, card), card, seconds, rate, source, peaks)
+
+
+def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, card: Card, source: str) -> Measurement:
+    """Of a bench: the time that the load's completions would take at the measured rate, in tokens a second."""
+    prompts, each, prompt, completion = (
+        int(load[key]) for key in ("prompts", "num_generations", "prompt_len", "completion_len")
+    )
+    grpo = {**config.grpo, "generation_batch_size": prompts * each, "num_generations": each}
+    work = workload(replace(config, grpo=grpo), prompt=prompt, completion=completion)
+    tp, dp = int(layout["tp"]), int(layout["dp"])
+    if load.get("concurrency"):  # for each engine, as the loads of bench are shared evenly
+        work = replace(work, max_num_seqs=max(1, int(load["concurrency"]) // dp))
+    place = Layout(layout["vllm_mode"], tp, dp, 0, "ddp", 0, 0, config.nodes)
+    seconds = {"generate": prompts * each * completion / rate}
+    return Measurement(name, config.model.name, work, place, card, seconds, source)
 
 
 def _measured(
@@ -158,7 +177,7 @@ def _overrides(row: dict[str, str]) -> list[str]:
     return shlex.split(row["command"])[3:]  # python -m grpo_lab.train
 
 
-def _composed(asked: Sequence[Sequence[str]]) -> list[Config]:
+def _composed(asked: Iterable[Sequence[str]]) -> list[Config]:
     configuration.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return [configuration.from_hydra(compose("config", list(overrides))) for overrides in asked]

@@ -43,6 +43,9 @@ def trainer(work: Workload, layout: Layout) -> Need:
     parts = _states(work, layout)
     parts["activations"] = activations(work, layout.per_device, wide=work.held_bytes == 4 and layout.kind == "ddp")
     parts["logits"] = logits(work, layout.per_device)
+    if layout.kind == "ddp" and layout.trainer == layout.accumulation == 1:
+        # No gradients of an earlier pass: they come as the activations go.
+        parts["gradients"] = max(0.0, parts["gradients"] - parts["activations"] - parts["logits"])
     if layout.mode == "off":
         parts["generation cache"] = _own_cache(work, layout)
     parts["buffers"] += _transfer(work, layout)
@@ -108,22 +111,24 @@ def _gathered(work: Workload) -> float:
 
 
 def activations(work: Workload, sequences: int, *, wide: bool) -> float:
-    """What the backward pass needs of one pass (after arXiv:2205.05198, section 4, for SwiGLU and fused attention).
-    transformers' RMSNorm keeps its input and what it normalised in float32, and its output in bf16; of a bf16 stream
-    the normalised values in bf16 as well.
+    """What the backward pass needs of one pass: counted in what autograd saves of a layer of transformers 5.17 with
+    padded prompts (tests/fit/test_memory.py counts again; the method is that of arXiv:2205.05198, section 4).
 
-    With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all. `wide`:
-    the stream is float32, as autocast leaves it with float32 weights; sharded trainers compute with bf16 copies.
+    RMSNorm keeps its input in float32 and what it normalised, fused attention its three inputs, keys and values
+    repeated for all heads, and its output; SwiGLU four times its width. `wide`: the stream is float32, as autocast
+    leaves it with float32 weights, and each of five matrices keeps a bf16 copy of its input; sharded trainers compute
+    with bf16 copies.
+
+    With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all.
     """
     shape, tokens = work.shape, sequences * work.length
-    stream, mlp = 4 if wide else 2, shape.mlp * max(1, shape.experts_per_token)
-    attended = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    norm = (4 + 4 + 2 + (0 if wide else 2)) * shape.hidden
-    inside = tokens * (2 * norm + 2.0 * (2 * attended + 4 * mlp))
+    norms = (2 * (4 + 4) + 5 * 2 if wide else 2 * (4 + 2 + 2)) * shape.hidden
+    attention, mlp = 4 * shape.heads * shape.head_dim, 4 * shape.mlp * max(1, shape.experts_per_token)
+    inside = tokens * (norms + 2.0 * (attention + mlp))
     if work.attention == "eager":
         inside += sequences * shape.heads * work.length**2 * 6.0
-    boundaries = float(tokens * shape.hidden * stream * shape.layers)
-    return boundaries + inside if work.checkpointing else boundaries + inside * shape.layers
+    stream = tokens * shape.hidden * (4.0 if wide else 2.0)
+    return stream * shape.layers + inside if work.checkpointing else inside * shape.layers
 
 
 def logits(work: Workload, sequences: int) -> float:

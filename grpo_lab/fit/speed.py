@@ -71,14 +71,23 @@ def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> P
 
 
 def generation(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
-    """vLLM: prefill of the prompts (those of one group are cached), then decoding in waves of as many sequences as the
-    KV cache and max_num_seqs hold (continuous batching: a wave need not be whole)."""
+    """vLLM: prefill of the prompts, once for each engine that completes them, then decoding in waves of as many
+    sequences as the KV cache and max_num_seqs hold (continuous batching: a wave need not be whole). A trainer's process
+    gives its engine whole groups; a server deals the completions of one group out to all its engines
+    (experiments/tp_dp_2gpu: of 8 completions 7 find their prompt in the cache of one engine, 6 in those of two)."""
     own = work.completions / layout.dp
     room = max(1.0, memory.engine(work, layout, card).sequences)
     together = min(own, room, memory.most_sequences(work, layout, card))
-    prompts = max(1.0, own / work.generations) * work.prompt
-    prefill = 2 * work.active * prompts / (layout.tp * card.flops * known.matrix)
+    shared = work.generations if layout.mode != "server" else max(1.0, work.generations / layout.dp)
+    prompts = max(1.0, own / shared) * work.prompt
+    prefill = prompts * token_flops(work, work.prompt) / (layout.tp * card.flops * known.matrix)
     return prefill + own / together * work.completion * decode_step(work, layout, card, known, together)
+
+
+def token_flops(work: Workload, length: float) -> float:
+    """Of a forward pass, for one of so many tokens: 2 FLOPs a parameter (Kaplan et al., arXiv:2001.08361, section 2.1)
+    and attention's 4 x heads x head size a layer and pair of tokens, half of them masked."""
+    return 2 * work.active + 2 * work.shape.layers * work.shape.heads * work.shape.head_dim * length
 
 
 def decode_step(work: Workload, layout: Layout, card: Card, known: Coefficients, sequences: float) -> float:
@@ -133,13 +142,11 @@ def sync(work: Workload, layout: Layout, card: Card, known: Coefficients) -> flo
 
 
 def forward(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
-    """All completions of a process once: 2 FLOPs a parameter and token (Kaplan et al., arXiv:2001.08361, section 2.1),
-    attention's 4 x heads x head size a layer and pair of tokens, half of them masked; and the traffic of what is no
-    matrix product, which weighs more the smaller the model. Not less than the host needs to start that many passes."""
+    """All completions of a process once: the matrix products, and the traffic of what is none, which weighs more the
+    smaller the model. Not less than the host needs to start that many passes."""
     shape, tokens = work.shape, work.completions / layout.trainer * work.length
-    attention = 2 * shape.layers * shape.heads * shape.head_dim * work.length
     traffic = shape.layers * shape.hidden * 2 * known.activation_passes
-    product = (2 * work.active + attention) / (card.flops * known.matrix)
+    product = token_flops(work, work.length) / (card.flops * known.matrix)
     device = tokens * (product + traffic / (card.bandwidth * known.bandwidth))
     return max(device, layout.accumulation * host(work, known))
 

