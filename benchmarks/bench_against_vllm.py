@@ -1,9 +1,10 @@
 """`grpo_lab.bench` against `vllm bench serve`: the same load on the same server, in turn, in one session.
 
-    python benchmarks/bench_against_vllm.py --out results.csv [--turns 5] -- model=qwen2.5-0.5b model.weights=random \\
-        bench.prompts=1024 bench.concurrency=128 bench.num_generations=1 \\
+    python benchmarks/bench_against_vllm.py --out results.csv [--turns 5] -- model=qwen2.5-7b model.weights=random \\
+        model.dtype=bfloat16 bench.prompts=256 bench.concurrency=64 bench.num_generations=1 \\
         bench.prompt_len=512 bench.completion_len=256
 
+A model whose steps keep the GPU busy: with 0.5B the host sets the pace, and differs by a quarter from round to round.
 Everything after `--` is an override of grpo_lab.bench; its first load counts. Three measurements take turns: `bench` as
 it is, `streamed` (bench.timed_every=1: every token is a message, as `vllm bench serve` has it) and `vllm`. The ratio of
 `streamed` to `vllm` says whether the two agree; that of `bench` to `streamed` what streaming costs the server.
@@ -21,8 +22,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hydra import compose, initialize_config_dir
@@ -108,6 +110,15 @@ def theirs(server: Server, plan: BenchPlan, load: Load, folder: Path, seed: int)
     return float(found["output_throughput"])
 
 
+def save(path: Path, speeds: Mapping[str, Sequence[float]], same: Mapping[str, Any]) -> None:
+    """A row a turn, of those that there are."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=["turn", *speeds, *same])
+        table.writeheader()
+        for turn, values in enumerate(zip(*speeds.values(), strict=True)):
+            table.writerow({"turn": turn, **dict(zip(speeds, values, strict=True)), **same})
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
     """Of the medians, with the percentile bootstrap's 95% interval over turns, which are taken together."""
     pairs, draw = np.asarray([above, below]), np.random.default_rng(0)
@@ -125,6 +136,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     speeds: dict[str, list[float]] = {name: [] for name in MEASUREMENTS}
+    hardware = {**describe(read_machine()), "command": shlex.join(["python", *sys.argv])}
     with started(asked.overrides, asked.folder) as (plan, server):
         load = plan.loads[0]
         if not (isinstance(load.prompt_len, int) and isinstance(load.completion_len, int)):
@@ -135,12 +147,7 @@ def main() -> None:
             speeds["streamed"].append(streamed)
             speeds["vllm"].append(theirs(server, plan, load, asked.folder, 3 * turn + 2))
             print(", ".join(f"{name} {values[-1]:,.0f}" for name, values in speeds.items()), flush=True)
-    hardware = {**describe(read_machine()), "command": shlex.join(["python", *sys.argv])}
-    with asked.out.open("w", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=["turn", *MEASUREMENTS, *load.asked(), *hardware])
-        table.writeheader()
-        for turn, values in enumerate(zip(*speeds.values(), strict=True)):
-            table.writerow({"turn": turn, **dict(zip(speeds, values, strict=True)), **load.asked(), **hardware})
+            save(asked.out, speeds, {**load.asked(), **hardware})
     for above, below in (("streamed", "vllm"), ("bench", "vllm"), ("bench", "streamed")):
         value, low, high = ratio(speeds[above], speeds[below])
         print(f"{above} / {below}: {value:.3f} (95% {low:.3f} to {high:.3f}), {asked.turns} turns, tokens/s")

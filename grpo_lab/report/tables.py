@@ -99,7 +99,7 @@ def _from(first: int, head: Sequence[str]) -> frozenset[int]:
 
 def _compared(one: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
     if one is None:
-        return Cell("not in the sweep")
+        return Cell("no result")
     return Cell(one.failure) if one.failure else measured(one.estimates.get(measure.column), is_best=one in marked)
 
 
