@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,9 +144,8 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
 
 def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, card: Card, source: str) -> Measurement:
     """Of a bench: the time that the load's completions would take at the measured rate, in tokens a second."""
-    prompts, each, prompt, completion = (
-        int(load[key]) for key in ("prompts", "num_generations", "prompt_len", "completion_len")
-    )
+    keys = ("prompts", "num_generations", "prompt_len", "completion_len")
+    prompts, each, prompt, completion = (_mean(load[key]) for key in keys)
     grpo = {**config.grpo, "generation_batch_size": prompts * each, "num_generations": each}
     work = workload(replace(config, grpo=grpo), prompt=prompt, completion=completion)
     tp, dp = int(layout["tp"]), int(layout["dp"])
@@ -153,6 +154,11 @@ def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, car
     place = Layout(layout["vllm_mode"], tp, dp, 0, "ddp", 0, 0, config.nodes)
     seconds = {"generate": prompts * each * completion / rate}
     return Measurement(name, config.model.name, work, place, card, seconds, source)
+
+
+def _mean(number: Any) -> int:
+    """Of a number, or of the two ends between which lengths were drawn, as JSON or CSV have them."""
+    return round(statistics.fmean(int(end) for end in re.findall(r"\d+", str(number))))
 
 
 def _measured(

@@ -114,10 +114,10 @@ def activations(work: Workload, sequences: int, *, wide: bool) -> float:
     """What the backward pass needs of one pass: counted in what autograd saves of a layer of transformers 5.17 with
     padded prompts (tests/fit/test_memory.py counts again; the method is that of arXiv:2205.05198, section 4).
 
-    RMSNorm keeps its input in float32 and what it normalised, fused attention its three inputs, keys and values
-    repeated for all heads, and its output; SwiGLU four times its width. `wide`: the stream is float32, as autocast
-    leaves it with float32 weights, and each of five matrices keeps a bf16 copy of its input; sharded trainers compute
-    with bf16 copies.
+    RMSNorm keeps its input in float32, what it normalised, and its output; fused attention its three inputs, keys and
+    values repeated for all heads, and its output; SwiGLU four times its width. `wide`: the stream is float32, as
+    autocast leaves it with float32 weights, and in place of the norm's output each of five matrices keeps a bf16 copy;
+    sharded trainers compute with bf16 copies.
 
     With checkpointing the residual stream of every layer and the inside of one, otherwise the inside of all.
     """

@@ -7,6 +7,7 @@ import json
 import random
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_a_calibration_that_is_not_there_is_refused(tmp_path: Path) -> None:
         calibration.load(tmp_path / "nothing.json")
 
 
-def bench_folder(folder: Path) -> Path:
+def bench_folder(folder: Path, prompt_len: Any = 100) -> Path:
     """What a benchmark of a server leaves."""
     from grpo_lab import config as configuration
     from tests.test_plan import asked
@@ -125,15 +126,16 @@ def bench_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     configuration.save(asked("model=qwen2.5-7b", "vllm=server", "vllm.dp=4"), folder / "config.yaml")
     store.write_json(folder / "env.json", {"gpus": ["NVIDIA H200"] * 4, "gpu_memory_gib": 140.4})
-    sizes = {"prompts": 128, "num_generations": 8, "prompt_len": 100, "completion_len": 512, "concurrency": 1024}
+    sizes = {"prompts": 128, "num_generations": 8, "prompt_len": prompt_len, "completion_len": 512, "concurrency": 1024}
     load = {"name": "steady", "load": sizes, "metrics": {"generated_tokens_per_s": {"median": 59600.0, "n": 3}}}
     result = {"kind": "bench", "status": "finished", "model": "qwen2.5-7b", "vllm_mode": "server", "tp": 1, "dp": 4}
     store.write_json(folder / "result.json", {**result, "gpus": 4, "loads": [load]})
     return folder
 
 
-def test_benchmarks_are_read(tmp_path: Path) -> None:
-    bench_folder(tmp_path / "bench")
+@pytest.mark.parametrize("prompt_len", [100, [50, 150]])
+def test_benchmarks_are_read(prompt_len: Any, tmp_path: Path) -> None:
+    bench_folder(tmp_path / "bench", prompt_len)
     (one,) = measurements.read([tmp_path])
     assert (one.work.prompt, one.work.completion, one.work.completions) == (100, 512, 1024)
     assert one.seconds == {"generate": pytest.approx(1024 * 512 / 59600)}
