@@ -112,7 +112,7 @@ def explain(error: BaseException) -> str:
 
 
 def _explained(error: BaseException) -> str:
-    chain = list(_chain(error))
+    chain = _chain(error)
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             return _unknown_choice(link.missing_cfg_file)
@@ -129,13 +129,17 @@ def _explained(error: BaseException) -> str:
         return f"cannot read the override {error.override!r}; an override is key=value"
     if isinstance(error, RequestError):
         return str(error)
-    return "\n".join(str(error).strip().splitlines()[:LINES])
+    said = next((text for link in chain if (text := str(link).strip())), "")
+    return "\n".join(said.splitlines()[:LINES])
 
 
-def _chain(error: BaseException | None) -> Any:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it came from. OmegaConf 2.3 makes a ring of it for a YAML key that is null."""
+    found, link = [error], error.__cause__
+    while link is not None and link not in found:
+        found.append(link)
+        link = link.__cause__
+    return found
 
 
 def _unknown_choice(file: str) -> str:

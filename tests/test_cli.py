@@ -21,6 +21,9 @@ REFUSED = [
     (["rewards.accuracy.timeout=2"], "did you mean 'timeout_s'?"),
     (["rewards.mine._target_=grpo_lab.rewards.acuracy"], "did you mean 'accuracy'?"),
     (["rewards.mine._target_=no.such.module"], "no module 'no.such'"),
+    (["rewards.accuracy=null"], "~rewards.accuracy leaves it out"),
+    (["rewards.accuracy.weight=null"], "rewards.accuracy.weight=null: must be a finite number"),
+    (["rewards.accuracy.weight=nan"], "rewards.accuracy.weight=nan: must be a finite number"),
     (["seed=one"], "seed: Value 'one'"),
     (["grpo.learning_rat=1"], "did you mean 'learning_rate'?"),
     (["grpo.learning_rate=fast"], "GRPOConfig wants float"),
@@ -56,6 +59,15 @@ def test_bad_input_is_refused_in_few_lines_and_leaves_nothing(
     assert 1 <= len(ended.stderr.strip().splitlines()) <= 3
     assert ended.stderr.startswith("error: ")  # before it, Hydra would say which overrides failed
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_yaml_whose_key_is_null_is_refused(tmp_path: Path) -> None:
+    """OmegaConf's error is its own cause, over a few others."""
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "mine.yaml").write_text("? \n: 1\n")
+    ended = cli("-cd", str(tmp_path), "rewards=[mine]", "dry_run=true", timeout_s=60)
+    assert ended.returncode == 2
+    assert "Incompatible key type" in ended.stderr
 
 
 @pytest.mark.parametrize("overrides", [["dry_run=true"], ["--cfg", "job"], ["--help"], ["vllm=server", "dry_run=true"]])

@@ -96,6 +96,22 @@ def check_names(config: Config) -> None:
             raise RequestError(f"{key}={number}: must be at least 1")
     if not config.rewards:
         raise RequestError("rewards=[]: at least one reward is needed, for example rewards=[accuracy,format]")
+    for name, settings in config.rewards.items():
+        _check_reward(f"rewards.{name}", settings)
+
+
+def _check_reward(key: str, settings: object) -> None:
+    if not isinstance(settings, dict):
+        way_out = f"{key}._target_= names its function, ~{key} leaves it out"
+        raise RequestError(f"{key}={_shown(settings)}: a reward is a mapping; {way_out}")
+    weight = settings.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise RequestError(f"{key}.weight={_shown(weight)}: must be a finite number")
+
+
+def _shown(value: object) -> str:
+    """As on the command line."""
+    return "null" if value is None else str(value)
 
 
 def check_upstream(config: Config, machine: Machine) -> None:
