@@ -179,6 +179,12 @@ def test_no_system_prompt(none: str | None) -> None:
     assert [message["role"] for message in arithmetic("test", system_prompt=none)[0]["prompt"]] == ["user"]
 
 
+@pytest.mark.parametrize("odd", [3, [None], {"r1": 1}])
+def test_a_system_prompt_that_is_no_text_is_refused(odd: Any) -> None:
+    with pytest.raises(ValueError, match="a shipped prompt, none, a file, or a text"):
+        arithmetic("test", system_prompt=odd)
+
+
 def test_a_misspelt_system_prompt_is_no_text() -> None:
     with refused(FileNotFoundError, ["'boxd'", "boxed, plain, r1", "white space"]):
         arithmetic("test", system_prompt="boxd")

@@ -16,6 +16,8 @@ def system_text(asked: str | None) -> str | None:
     """What has white space in it is the text itself; a single word is a shipped prompt, `none`, or else a file."""
     if asked is None or asked == "none":
         return None
+    if not isinstance(asked, str):
+        raise ValueError(f"system_prompt={asked!r}: a shipped prompt, none, a file, or a text with white space in it")
     if any(letter.isspace() for letter in asked):
         return asked
     file = SHIPPED.get(asked) or Path(asked).expanduser()
