@@ -324,6 +324,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         own("train", tmp_path / "rows.txt")
 
 
+@pytest.mark.parametrize(
+    ("path", "words"), [(None, "path= is needed"), ("", "path= is needed"), (3, "path=3 is no text")]
+)
+def test_a_path_that_is_none_is_refused(path: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        data.jsonl("train", path=path, columns=COLUMNS)
+
+
 def test_a_changed_file_and_a_changed_prompt_are_not_taken_from_the_cache(tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief.")
     write(tmp_path / "train.jsonl", GOOD)

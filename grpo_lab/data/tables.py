@@ -27,6 +27,14 @@ class Source:
     hub_config: str | None = None
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: values come from a user's YAML."""
+        for key, value in vars(self).items():
+            if not isinstance(value, str | None):
+                raise ValueError(f"{key}={value!r} is no text")
+        if not (self.hub_id if self.path is None else self.path):
+            raise ValueError("path= is needed: a file, a pattern or a folder")
+
 
 class Table:
     """The splits of a source, read into the cache."""

@@ -75,10 +75,12 @@ def expect_end(run: Run, blow: Blow, code: int, shown: str) -> None:
     own = re.search(r"^Traceback", shown, re.MULTILINE)  # not one in the indented tail of a log
     assert not own or blow.moment == "startup", f"{blow}: {shown}"
     if result.get("status") == "finished":
-        deaf = blow.victim in ("server", "engine") and blow.moment == "startup" and last != KILL
+        served = blow.victim in ("server", "engine")
+        deaf = served and blow.moment == "startup" and last != KILL
         in_last_step = blow.moment in ("step", "generate") and last in (TERM, INT)  # asked to stop after it
-        late = blow.moment in ("after", "checkpoint") or (blow.victim == "conductor" and in_last_step)
-        assert deaf or (blow.victim not in ("server", "engine") and late), f"{blow}: {shown}"
+        late = blow.moment == "after" or (blow.moment == "checkpoint" and not served)
+        late = late or (blow.victim == "conductor" and in_last_step)
+        assert deaf or late, f"{blow}: {shown}"
         return
     if blow.victim == "conductor":
         assert code in (-last, 128 + last), f"{blow}: {code} {shown}"
