@@ -10,6 +10,7 @@ from typing import Any
 import requests
 
 from grpo_lab.worker.rewarding import BadReward
+from grpo_lab.worker.vllm import whole
 
 TRANSFER = ("init_weight_transfer", "pause", "send_weights", "resume")
 """Methods of its weight transfer, which between them take the time of a synchronisation."""
@@ -87,7 +88,7 @@ def generate(trainer: Any, prompts: list[Any]) -> list[Any]:
     }
     answer = requests.post(f"{args.vllm_server_base_url}/v1/completions", json=request, timeout=args.request_timeout)
     answer.raise_for_status()
-    choices = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
+    choices = sorted(whole(answer.json())["choices"], key=lambda choice: choice["index"])
     return [[{"role": "assistant", "content": choice["text"]}] for choice in choices]
 
 

@@ -47,6 +47,32 @@ def _engine(config: Config, options: dict[str, Any], build: Callable[..., Any]) 
     return engine
 
 
+class CutOff(ConnectionError):
+    """The server gave up completions that it had begun."""
+
+
+def whole(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the server, unless completions in it were cut off.
+
+    vLLM 0.22 to 0.31 answers with status 200 and what there is, `finish_reason` abort, while its engine goes down, and
+    TRL 1.16 does not look at it: the rests would be rewarded, trained on, and counted as wrong in an evaluation. The
+    fault `/v1/completions halfabort` of tests/faults/test_servers.py tells what becomes of a run without this.
+    """
+    choices = answer.get("choices", [])
+    broken = sum(choice.get("finish_reason") in ("abort", "error") for choice in choices)
+    if broken:
+        raise CutOff(f"the vLLM server cut off {broken} of {len(choices)} completions: its engine is going down")
+    return answer
+
+
+def refuse_cut_off(trainer: Any) -> None:
+    """Completions of a server count only when they are whole. The client is on the main process alone."""
+    client = getattr(getattr(trainer, "vllm_generation", None), "vllm_client", None)
+    if client is not None:
+        post: Callable[..., dict[str, Any]] = client._post
+        client._post = lambda url, **request: whole(post(url, **request))
+
+
 def seed(trainer: GRPOTrainer, config: Config) -> None:
     """Make all randomness of the run follow from its seed, here and now.
 

@@ -72,6 +72,7 @@ DURING = [
     ("/v1/completions 2 500", "server_died", "too many 500 error responses"),
     ("/v1/completions 2 odd", "worker_crash", "KeyError: 'choices'"),
     ("/v1/completions 2 exit", "server_died", "exit code 3"),
+    ("/v1/completions 2 halfabort", "server_died", "cut off 32 of 32 completions"),
     ("/v1/completions 2 stall", "timeout", "after step 1 of 4, waiting for completions (timeouts.step=10)"),
     ("/init_weight_transfer_engine 1 500", "server_died", "answered 500"),
     ("/update_weights 1 500", "server_died", "/update_weights does 500"),
@@ -79,7 +80,12 @@ DURING = [
     ("/update_weights 2 halfexit", "server_died", "exit code 1"),
     ("/update_weights 2 stall", "timeout", "sending the weights to vLLM (timeouts.sync=5)"),
 ]
-BRIEF = ("/v1/completions 2 stall", "/update_weights 2 stall", "/update_weights 2 halfexit")
+BRIEF = (
+    "/v1/completions 2 halfabort",
+    "/v1/completions 2 stall",
+    "/update_weights 2 stall",
+    "/update_weights 2 halfexit",
+)
 
 
 @pytest.mark.vllm

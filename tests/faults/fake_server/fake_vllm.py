@@ -1,7 +1,8 @@
 """A vLLM server without a model: it speaks what TRL and the harness speak, takes part in gloo weight transfers, answers
 with random tokens, and at one request does what GRPO_LAB_TEST_FAULT says: `PATH NUMBER FAULT`, the NUMBER-th and all
 later requests to PATH. FAULT: a status, `garbage`, `odd` (JSON of another kind), `stall`, `slow`, `cut` (half an
-answer), `exit`, and for /update_weights also `half` (an error after half of the tensors) and `halfexit`."""
+answer), `exit`, for /update_weights also `half` (an error after half of the tensors) and `halfexit`, and for
+/v1/completions `halfabort` (what there is of completions when the engine goes down)."""
 
 import argparse
 import json
@@ -61,16 +62,17 @@ def update_weights(update_info, fault=None):
     return {}
 
 
-def completions(prompt, n=1, max_tokens=8, **_):
+def completions(prompt, n=1, max_tokens=8, fault=None, **_):
     prompts = prompt if isinstance(prompt[0], list) else [prompt]
-    return {"choices": [choice(ids, min(max_tokens, 8)) for ids in prompts for _ in range(n)]}
+    length, end = (2, "abort") if fault else (min(max_tokens, 8), "length")
+    return {"choices": [choice(ids, length, end) for ids in prompts for _ in range(n)]}
 
 
-def choice(prompt_ids, length):
+def choice(prompt_ids, length, end):
     ids = [random.randrange(10, 20) for _ in range(length)]
     names = [f"token_id:{one}" for one in ids]
     logprobs = {"tokens": names, "token_logprobs": [-1.0] * length, "top_logprobs": [{name: -1.0} for name in names]}
-    return {"prompt_token_ids": prompt_ids, "token_ids": ids, "logprobs": logprobs}
+    return {"prompt_token_ids": prompt_ids, "token_ids": ids, "logprobs": logprobs, "finish_reason": end}
 
 
 POST = {
