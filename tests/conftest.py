@@ -19,6 +19,7 @@ from grpo_lab import config as configuration
 from grpo_lab import store
 from grpo_lab.config import CONF
 from grpo_lab.store import Run
+from grpo_lab.warden import SHARED_MEMORY, held_segments, parents
 
 ROOT = Path(__file__).resolve().parents[1]
 GSM8K = Path(os.environ.get("GRPO_LAB_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
@@ -57,6 +58,20 @@ def wait_for_step(run: Run, step: int, timeout_s: float = 300) -> None:
     while not any(row["step"] >= step for row in run.rows()):
         assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
         time.sleep(0.2)
+
+
+def ownerless() -> set[str]:
+    """Files in /dev/shm that no living process holds: those of a test in the next worker are held, a leak is not."""
+    held = set().union(*(held_segments(pid) for pid in parents()))
+    return {str(file) for file in Path(SHARED_MEMORY).iterdir()} - held
+
+
+def assert_none_left(before: set[str], timeout_s: float = 20) -> None:
+    """Whatever is ownerless now was so `before`. What others are about to map or unlink is given time."""
+    deadline = time.monotonic() + timeout_s
+    while not ownerless() <= before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ownerless() <= before
 
 
 @pytest.fixture

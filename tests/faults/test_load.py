@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from grpo_lab.report import contents
 from grpo_lab.store import Run
 from grpo_lab.sweep.backend import Attempt, Need, Work
 from grpo_lab.sweep.local import LocalBackend
-from tests.conftest import ROOT, running
+from tests.conftest import ROOT, assert_none_left, ownerless, running
 
 POINTS = int(os.environ.get("GRPO_LAB_LOAD_POINTS", "200"))
 STEPS = int(os.environ.get("GRPO_LAB_LOAD_STEPS", "2000"))
@@ -41,19 +42,23 @@ def of_ours(folder: str, beginning: str) -> set[str]:
     return {name for name in os.listdir(folder) if name.startswith(beginning)}
 
 
-def footprint() -> tuple[int, set[str], set[str], set[int]]:
-    """What could leak: open files, scratch folders, shared memory, children."""
+def footprint() -> tuple[int, set[str], set[int]]:
+    """What could leak of the launcher's own: open files, scratch folders, children."""
     children = {one.pid for one in psutil.Process().children(recursive=True)}
-    return descriptors(), of_ours(tempfile.gettempdir(), "grpo-lab-"), set(os.listdir("/dev/shm")), children
+    return descriptors(), of_ours(tempfile.gettempdir(), "grpo-lab-"), children
 
 
 def test_forty_points_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trivial commands in the slots of the launcher, each with a file in its scratch folder and a child of its own."""
+    """Trivial commands in the slots of the launcher, each with a file in its scratch folder, a child of its own, and
+    shared memory that the child holds."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mark = f"grpo-lab-test-{uuid.uuid4().hex}"
     program = (
-        "import os, subprocess, sys\n"
+        "import os, subprocess\n"
         "open(os.path.join(os.environ['VLLM_RPC_BASE_PATH'], 'socket'), 'w').write('x')\n"
-        "subprocess.Popen(['sleep', '600'])"
+        f"name = f'/dev/shm/{mark}-{{os.getpid()}}'\n"
+        "subprocess.Popen(['sleep', '600'], stdout=open(name, 'w'))\n"
+        "print(name)"
     )
     backend = LocalBackend(exclusive=False, max_parallel=4, machine=Machine(cores=4))
     waiting = [Work(f"p{n}", (sys.executable, "-S", "-c", program), tmp_path / f"p{n}.log", Need()) for n in range(40)]
@@ -70,6 +75,9 @@ def test_forty_points_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     backend.close()
     assert ended == [0] * 40
     assert footprint() == before
+    made = {log.read_text().strip() for log in tmp_path.glob("p*.log")}
+    assert len(made) == 40
+    assert not any(map(os.path.exists, made))
 
 
 def _over(attempt: Attempt) -> bool:
@@ -81,7 +89,7 @@ def test_a_sweep_of_many_points_leaks_nothing(tmp_path: Path, record_property: C
     """Real runs of one step. The launcher's own memory and open files stay what they were after the first points."""
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    shared = set(os.listdir("/dev/shm"))
+    shared = ownerless()
     seeds = f"seed={','.join(map(str, range(POINTS)))}"
     argv = [sys.executable, "-m", "grpo_lab.train", "--multirun", *SMALLEST, "grpo.max_steps=1", "grpo.save_steps=10"]
     env = {**os.environ, "TMPDIR": str(scratch)}
@@ -111,7 +119,7 @@ def test_a_sweep_of_many_points_leaks_nothing(tmp_path: Path, record_property: C
     assert max(one[1] for one in late) <= max(one[1] for one in early) + 20 + POINTS // 10
     assert max(one[2] for one in late) <= max(one[2] for one in early) + 2
     assert not [name for name in os.listdir(scratch) if name.startswith("grpo-lab-") and "ports" not in name]
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert_none_left(shared)
     assert not list(folders.glob("jobs/*.job"))
 
 

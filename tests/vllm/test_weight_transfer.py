@@ -20,6 +20,7 @@ from grpo_lab.engine import ServerPlan, server_argv, server_env
 from grpo_lab.ports import lease
 from grpo_lab.server import Server, vllm_server
 from grpo_lab.weight_transfer import gloo_client
+from tests.conftest import assert_none_left, ownerless
 
 pytestmark = pytest.mark.vllm
 torch = pytest.importorskip("torch")
@@ -141,7 +142,7 @@ def agree(url: str, model: Any, engines: int) -> None:
     ("tp", "dp", "tied"), [(1, 1, False), (1, 1, True), (2, 1, False), (1, 2, False)], ids=["tp1", "tied", "tp2", "dp2"]
 )
 def test_every_engine_has_the_new_weights(tmp_path: Path, plugin: None, tp: int, dp: int, tied: bool) -> None:
-    before, log = set(os.listdir("/dev/shm")), tmp_path / "server.log"
+    before, log = ownerless(), tmp_path / "server.log"
     first = policy(0, tied=tied)
     with running(save(first, tmp_path / "model"), log, tp=tp, dp=dp) as (server, group_port):
         agree(server.url, first, dp)
@@ -156,7 +157,7 @@ def test_every_engine_has_the_new_weights(tmp_path: Path, plugin: None, tp: int,
             agree(server.url, later, dp)
         server.check()
         client.close_communicator()
-    assert set(os.listdir("/dev/shm")) <= before
+    assert_none_left(before)
 
 
 def test_a_failed_update_does_not_hang(tmp_path: Path, plugin: None) -> None:
