@@ -40,6 +40,7 @@ from grpo_lab.machine import describe, read_machine
 from grpo_lab.plan import Ports
 from grpo_lab.ports import lease
 from grpo_lab.server import Server, vllm_server
+from grpo_lab.server_key import KEY
 from grpo_lab.store import Run
 
 START_S = 900.0
@@ -98,7 +99,8 @@ def theirs(server: Server, plan: BenchPlan, load: Load, folder: Path, seed: int)
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     argv = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", *words]
     with tempfile.TemporaryDirectory() as scratch, (folder / f"vllm-{seed}.log").open("w") as log:
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **vllm_metadata(Path(scratch), {})}
+        key = {"OPENAI_API_KEY": os.environ[KEY]}
+        env = {**os.environ, **key, "CUDA_VISIBLE_DEVICES": "", **vllm_metadata(Path(scratch), {})}
         argv += ["--ignore-eos", "--disable-tqdm", "--save-result"]
         subprocess.run(argv, check=True, env=env, stdout=log, stderr=subprocess.STDOUT)
     found = json.loads(out.read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab import upstream
+from grpo_lab.server_key import GATE
 
 OWNED = {
     "model": "model.path=",
@@ -60,8 +61,10 @@ def server_argv(
     gpu_memory_utilization: float | None,
     engine: Mapping[str, Any],
     version: str | None = None,
+    guarded: bool = True,
 ) -> list[str]:
-    """`vllm serve` as TRL 1.16 needs it. `engine`: further engine arguments by their Python names; `version`: vLLM's.
+    """`vllm serve` as TRL 1.16 needs it. `engine`: further engine arguments by their Python names; `version`: vLLM's;
+    `guarded`: nobody is answered without the key.
 
     Not the `vllm` script, which need not be on the PATH, but the module behind it. `python -m
     vllm.entrypoints.openai.api_server` would be no equal: it is deprecated and runs a single API server for all of dp.
@@ -74,6 +77,7 @@ def server_argv(
         "seed": seed,
         "max_model_len": max_model_len,
         "gpu_memory_utilization": gpu_memory_utilization,
+        "middleware": GATE if guarded else None,
     }
     # TRL sends prompts with images through these endpoints, which vLLM 0.30 closed by default.
     if version is not None and _release(version) >= (0, 30):
@@ -126,11 +130,8 @@ a step 3 to 40 times as long."""
 def server_env(
     *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
 ) -> dict[str, str]:
-    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant.
-
-    An API key of the user's is taken out: TRL's client sends none.
-    """
-    env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", "VLLM_API_KEY": "", **QUIET}
+    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
+    env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", **QUIET}
     if not on_cpu:
         return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     return {**env, **cpu_env(tp * dp, cores=cores, eager=eager)}

@@ -1,4 +1,7 @@
-"""Who can reach a vLLM server: its administrative endpoints replace weights and stop engines, and ask for no key."""
+"""Who can reach a vLLM server: its administrative endpoints replace weights and stop engines.
+
+That of a run asks for a key (grpo_lab/server_key.py), which goes over the network unencrypted.
+"""
 
 from __future__ import annotations
 

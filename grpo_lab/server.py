@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import psutil
 from grpo_lab.engine import ServerPlan, flags, recipe, vllm_metadata
 from grpo_lab.logs import OUT_OF_MEMORY, Log
 from grpo_lab.processes import Child, make_scratch
+from grpo_lab.server_key import KEY, OPEN, bearer, drawn
 
 HEALTH_EVERY_S = 5.0
 PROGRESS_EVERY_S = 1.0
@@ -97,7 +98,8 @@ def vllm_server(
     on_progress: Callable[[str], None],
     patience_s: float = 60.0,
 ) -> Iterator[Server]:
-    """A healthy server as planned; after the block, whatever happened, nothing of it is left.
+    """A healthy server as planned; after the block, whatever happened, nothing of it is left. Inside it the environment
+    holds the server's key.
 
     Raises ServerError if it ends, is not ready within `timeout_s`, or is not the one that we started.
     """
@@ -107,7 +109,7 @@ def vllm_server(
     temporary = {"TMPDIR": str(scratch), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", kept)}
     env = {**temporary, **plan.env, **vllm_metadata(scratch, plan.env)}
     output = Log(log)
-    with Child(plan.argv, env=env, log=log, scratch=scratch) as child:
+    with drawn(), Child(plan.argv, env=env, log=log, scratch=scratch) as child:
         _await_ready(plan.url, child, output, timeout_s, on_progress)
         _refuse_foreign_listener(plan.url, child)
         info = inspect(plan.url, child=child, log=output)
@@ -237,7 +239,7 @@ def _info(model: dict[str, Any], world_size: int, config: dict[str, Any], versio
 
 
 def _version(url: str) -> str | None:
-    status, body = fetch(f"{url}/version", ANSWER_S)
+    status, body = fetch(f"{url}/version", ANSWER_S, bearer())
     return json.loads(body).get("version") if status == 200 else None
 
 
@@ -281,7 +283,7 @@ server, which may wait for ever for connections that are still open."""
 def _health(url: str, timeout_s: float) -> str:
     """Status of /health, or in words why there is none."""
     try:
-        return str(fetch(f"{url}/health", timeout_s)[0])
+        return str(fetch(f"{url}{OPEN}", timeout_s)[0])
     except ConnectionRefusedError:
         return NOBODY
     except (OSError, http.client.HTTPException) as error:
@@ -289,13 +291,15 @@ def _health(url: str, timeout_s: float) -> str:
 
 
 def _json(url: str, timeout_s: float = ANSWER_S) -> Any:
-    status, body = fetch(url, timeout_s)
+    status, body = fetch(url, timeout_s, bearer())
+    if status == 401:
+        raise ValueError(f"{urlsplit(url).path} asks for a key; set {KEY} in the environment")
     if status != 200:
         raise ValueError(f"{urlsplit(url).path} answers {status}")
     return json.loads(body)
 
 
-def fetch(url: str, timeout_s: float) -> tuple[int, bytes]:
+def fetch(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """GET without proxies: status and body. Raises OSError or HTTPException, within `timeout_s` as a whole.
 
     A socket's own timeout starts anew with every byte, so a timer ends the connection.
@@ -308,7 +312,8 @@ def fetch(url: str, timeout_s: float) -> tuple[int, bytes]:
         alarm = threading.Timer(timeout_s, _hang_up, [connection.sock])
         alarm.start()
         try:
-            connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
+            query = f"?{parts.query}" if parts.query else ""
+            connection.request("GET", parts.path + query, headers=dict(headers or {}))
             response = connection.getresponse()
             return response.status, response.read(ANSWER_BYTES)
         finally:

@@ -304,19 +304,3 @@ def own_address() -> str:
 
     found: str = get_ip()
     return found
-
-
-@contextmanager
-def use_gloo_client(address: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
-    """TRL trainers that are constructed in the block send their weights over gloo.
-
-    TRL 1.16 has no setting for it: `VLLMGeneration._init_vllm` takes the name `VLLMClient` from its own module.
-    """
-    from trl.generation import vllm_generation
-
-    original = vllm_generation.VLLMClient
-    vllm_generation.VLLMClient = gloo_client(address, timeout_s)
-    try:
-        yield
-    finally:
-        vllm_generation.VLLMClient = original

@@ -199,8 +199,7 @@ def test_what_stays_idle_and_what_is_open_is_said() -> None:
     assert "server on a, 4 of 8 GPUs stay idle on it" in notes
     assert "trainer on b, c, 4 of 8 GPUs stay idle on each" in notes
     assert "\nd stay idle" in notes
-    assert "http://10.0.0.1:20001" in notes
-    assert "administrative endpoints are open" in notes
+    assert "http://10.0.0.1:20001, its administrative endpoints behind a key" in notes
 
 
 def test_a_job_that_does_not_exist_yet_is_planned_with_placeholders() -> None:

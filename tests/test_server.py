@@ -343,7 +343,7 @@ def test_server_argv() -> None:
     assert " ".join(argv[5:]) == (
         "--host 127.0.0.1 --port 20001 --served-model-name run-1234 --tensor-parallel-size 2 --data-parallel-size 4"
         ' --weight-transfer-config {"backend":"nccl"} --logprobs-mode processed_logprobs --max-logprobs -1 --seed 7'
-        " --max-model-len 4096 --gpu-memory-utilization 0.9"
+        " --max-model-len 4096 --gpu-memory-utilization 0.9 --middleware grpo_lab.server_key.Gate"
     )
 
 
@@ -356,7 +356,9 @@ def test_scale_out_where_vllm_has_it(version: str | None, given: bool) -> None:
 
 def test_engine_arguments() -> None:
     engine = {"enforce_eager": True, "enable_prefix_caching": False, "dtype": "float32", "block_size": None}
-    argv = server_argv("m", **{**WANTED, "engine": {**engine, "hf_overrides": {"a": 1}}, "max_model_len": None})
+    argv = server_argv(
+        "m", **{**WANTED, "engine": {**engine, "hf_overrides": {"a": 1}}, "max_model_len": None}, guarded=False
+    )
     assert argv[-7:] == [
         "0.9",
         "--enforce-eager",

@@ -15,6 +15,7 @@ from grpo_lab.machine import Machine
 from grpo_lab.plan.algorithms import own_arguments, passed_on, served_names
 from grpo_lab.plan.parts import Batch, Command, Ports, Roles
 from grpo_lab.policy import random_folder
+from grpo_lab.server_key import KEY
 
 RUN_VARIABLE = "GRPO_LAB_RUN"
 """In the environment of every process of a run: its folder, for whoever finds the process."""
@@ -113,6 +114,8 @@ def server_of(
     on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
     if backend == "gloo" and "grpo-lab" not in machine.versions:
         raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
+    # AsyncGRPOTrainer's other process asks over a session of its own, to which no header can be added.
+    guarded = config.algorithm.kind != "async_grpo"
     served_name = f"{folder.name}-{ports.http}"
     argv = server_argv(
         model_path,
@@ -127,6 +130,7 @@ def server_of(
         gpu_memory_utilization=None if on_cpu else memory_share(config),
         engine={**_spread(config, roles, ports), **engine_options(config, on_gpu=not on_cpu)},
         version=machine.versions["vllm"],
+        guarded=guarded,
     )
     env = server_env(
         on_cpu=on_cpu,
@@ -137,6 +141,7 @@ def server_of(
         eager=vllm.engine.get("enforce_eager", True),
     )
     env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
+    env |= {} if guarded else {KEY: ""}
     url = f"http://{host.address}:{ports.http}"
     return ServerPlan(tuple(argv), env, url, served_name, vllm.tp, vllm.dp, backend, config.seed)
 

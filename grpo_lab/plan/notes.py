@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from grpo_lab.engine import ServerPlan
 from grpo_lab.hosts import Host
 from grpo_lab.plan.parts import Roles
+from grpo_lab.server_key import GATE
 
 
 def notes(roles: Roles, server: ServerPlan | None, *, room: int, unused: Sequence[Host]) -> Iterator[str]:
@@ -22,7 +23,8 @@ def notes(roles: Roles, server: ServerPlan | None, *, room: int, unused: Sequenc
     if unused:
         yield f"{_names(unused)} stay idle"
     if server is not None and not roles.server[0].address.startswith("127."):
-        yield f"the server listens on {server.url}, where its administrative endpoints are open to the whole network"
+        behind = "behind a key that is sent unencrypted" if GATE in server.argv else "open to the whole network"
+        yield f"the server listens on {server.url}, its administrative endpoints {behind}"
 
 
 def _names(hosts: Sequence[Host]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.redaction import redact
+from grpo_lab.server_key import KEY
 
 _READ_FROM_MEMORY = ("vllm.env", "sweep.overrides")
 """The environment of the children, which they get from the conductor itself, and words about the request."""
@@ -23,11 +24,8 @@ def check_secrets(config: Config) -> None:
                 f"{key} holds a secret, which is not written to the run's files, so the worker could not have it;"
                 " pass it in an environment variable (NAME=... before the command, or vllm.env.NAME=)"
             )
-    if config.vllm.mode == "server" and config.vllm.env.get("VLLM_API_KEY"):
-        raise RequestError(
-            "vllm.env.VLLM_API_KEY: TRL's client sends no key, so the trainer would be kept out; the server listens on"
-            " the loopback or a private network"
-        )
+    if KEY in config.vllm.env:
+        raise RequestError(f"vllm.env.{KEY}: set it before the command; whatever asks the server reads it there")
 
 
 def _changed(before: Any, after: Any, key: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from trl.generation import vllm_generation
 
 from grpo_lab import weight_transfer
 from grpo_lab.config import Config
+from grpo_lab.server_key import keyed
 
 SEED_STRIDE = 1000
 """Between the seeds of two runs' generators: more than there are engines in one run."""
@@ -19,24 +20,34 @@ SEED_STRIDE = 1000
 
 @contextmanager
 def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
-    """In this block a trainer is built with vLLM's own options (colocate), or the planned way of weights (server).
+    """In this block a trainer is built with vLLM's own options (colocate), or with the server's key and the planned way
+    of weights (server).
 
-    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient` with NCCL only. The names are
-    replaced in TRL's module; tests/vllm/ fails when they are gone.
+    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient`, with NCCL only and without a
+    key. The names are replaced in TRL's module; tests/vllm/ fails when they are gone.
     """
     if config.vllm.mode == "colocate":
         weight_transfer.register()
-        original = vllm_generation.LLM
-        vllm_generation.LLM = _engine(config, plan["engine"], original)
-        try:
+        with _replaced("LLM", _engine(config, plan["engine"], vllm_generation.LLM)):
             yield
-        finally:
-            vllm_generation.LLM = original
-    elif plan["weight_transfer"] == "gloo":
-        with weight_transfer.use_gloo_client(timeout_s=2 * config.timeouts.sync):  # the watchdog comes first
+    elif config.vllm.mode == "server":
+        client = vllm_generation.VLLMClient
+        if plan["weight_transfer"] == "gloo":
+            client = weight_transfer.gloo_client(timeout_s=2 * config.timeouts.sync)  # the watchdog comes first
+        with _replaced("VLLMClient", keyed(client)):
             yield
     else:
         yield
+
+
+@contextmanager
+def _replaced(name: str, value: Any) -> Iterator[None]:
+    original = getattr(vllm_generation, name)
+    setattr(vllm_generation, name, value)
+    try:
+        yield
+    finally:
+        setattr(vllm_generation, name, original)
 
 
 def _engine(config: Config, options: dict[str, Any], build: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import inspect
 import os
 import pickle
 import re
@@ -17,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from grpo_lab import server_key
 from grpo_lab.config import Config, ModelConfig, VllmConfig
+from grpo_lab.engine import ServerPlan
 from grpo_lab.errors import RequestError
 from grpo_lab.exposure import check_url, is_public
 from grpo_lab.hosts import Host
@@ -30,6 +34,7 @@ from grpo_lab.store import Run
 from grpo_lab.sweep import job
 from tests.conftest import ROOT, SHORT, cli
 from tests.faults.fuzz import command
+from tests.test_algorithms import WITH_KERNELS
 from tests.test_plan import ON_CPU, asked, with_gpus
 
 PORTS = Ports(20001, 20002, 20003, 20004)
@@ -90,13 +95,95 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
     check_url(Config(vllm=VllmConfig(mode="server", url="http://127.0.0.1:8000")))
 
 
-def test_a_key_that_the_trainer_cannot_send_is_refused_and_that_of_the_environment_left_out() -> None:
-    with pytest.raises(RequestError, match="TRL's client sends no key") as refused:
+def test_a_key_belongs_into_the_environment_of_the_command() -> None:
+    with pytest.raises(RequestError, match=r"vllm\.env\.VLLM_API_KEY: set it before the command") as refused:
         make_plan(asked("vllm=server", "vllm.env.VLLM_API_KEY=abc"), with_gpus(2), folder=Path("runs/x"), ports=PORTS)
     assert "abc" not in str(refused.value)
-    server = make_plan(asked("vllm=server"), with_gpus(2), folder=Path("runs/x"), ports=PORTS).server
-    assert server is not None
-    assert server.env["VLLM_API_KEY"] == ""
+
+
+def test_every_server_is_guarded_but_that_of_async_grpo() -> None:
+    def planned(*overrides: str) -> tuple[ServerPlan, str]:
+        hosts = (Host("a", "10.0.0.1", here=True), Host("b", "10.0.0.2"))
+        machine = replace(WITH_KERNELS, hosts=hosts)
+        request = asked("model=qwen2.5-0.5b", "vllm=server", "nodes=2", *overrides)
+        plan = make_plan(request, machine, folder=Path("runs/x"), ports=PORTS)
+        assert plan.server is not None
+        return plan.server, "\n".join(plan.notes)
+
+    guarded, said = planned()
+    assert guarded.argv[guarded.argv.index("--middleware") + 1] == server_key.GATE
+    assert server_key.KEY not in guarded.env
+    assert "its administrative endpoints behind a key that is sent unencrypted" in said
+    keyless, said = planned("algorithm=async_grpo")
+    assert server_key.GATE not in keyless.argv
+    assert keyless.env[server_key.KEY] == ""
+    assert "its administrative endpoints open to the whole network" in said
+
+
+def test_a_run_draws_a_key_of_its_own_or_takes_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(server_key.KEY, raising=False)
+    assert server_key.bearer() == {}
+    drawn = []
+    for _ in range(2):
+        with server_key.drawn():
+            drawn.append(server_key.bearer()["Authorization"].removeprefix("Bearer "))
+    assert drawn[0] != drawn[1]
+    assert min(map(len, drawn)) >= 32
+    assert server_key.KEY not in os.environ
+    monkeypatch.setenv(server_key.KEY, "mine")
+    with server_key.drawn():
+        assert server_key.bearer() == {"Authorization": "Bearer mine"}
+    assert os.environ[server_key.KEY] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ((), 401),
+        ((b"authorization", b"Bearer right"), 200),
+        ((b"authorization", b"bearer right"), 401),
+        ((b"authorization", b"Bearer wrong"), 401),
+        ((b"authorization", b"Bearer "), 401),
+        ((b"authorization", b"Bearer right and more"), 401),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/update_weights", "/metrics", "/healthy", "/health/", "//health", "/"])
+def test_the_gate_lets_in_who_knows_the_key(
+    said: tuple[bytes, ...], answer: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(server_key.KEY, "right")
+    assert answer_of(path, *([said] if said else [])) == answer
+    assert answer_of("/health") == 200
+
+
+def test_a_server_without_a_key_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(server_key.KEY, "")
+    with pytest.raises(RuntimeError, match=f"set {server_key.KEY}"):
+        answer_of("/health")
+
+
+def answer_of(path: str, *headers: tuple[bytes, ...]) -> int:
+    """Status that a server behind the gate gives, which answers 200 to everything."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    asyncio.run(server_key.Gate(app)({"type": "http", "path": path, "headers": list(headers)}, receive, send))
+    return int(sent[0]["status"])
+
+
+def test_trl_s_client_still_takes_no_key() -> None:
+    """When it does, `server_key.keyed` can go."""
+    from trl.generation.vllm_client import VLLMClient
+
+    assert not [name for name in inspect.signature(VLLMClient.__init__).parameters if "key" in name or "header" in name]
 
 
 # What is run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import random
@@ -92,6 +93,21 @@ def test_the_faster_of_two_layouts_is_predicted() -> None:
             predicted = apart.predicted(known)["generate"] / split.predicted(known)["generate"]
             assert (predicted > 1) == (measured > 1)
             assert predicted == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize(("load", "told"), [("below_8k", 7_866), ("above_8k", 1_735)])
+def test_a_run_that_was_cut_off_is_met_though_it_is_in_no_fit(load: str, told: int) -> None:
+    """32B with tp=2: `told` is what experiments/predictor says was predicted, in tokens a second."""
+    known = calibration.load().coefficients
+    apart = {one.name: one for one in measurements.read([COLUMNS[-1]])}[f"model=qwen2.5-32b,vllm.tp=1/{load}"]
+    split = dataclasses.replace(apart, layout=dataclasses.replace(apart.layout, tp=2, dp=1))
+    predicted = apart.work.completions * apart.work.completion / split.predicted(known)["generate"]
+    with (COLUMNS[-1].parent / "rounds.csv").open(encoding="utf-8", newline="") as file:
+        rounds = [row for row in csv.DictReader(file) if row["run"] == "model=qwen2.5-32b,vllm.tp=2"]
+    measured = [row for row in rounds if row["load"] == load and row["warmup"] == "False"]
+    rate = statistics.median(float(row["generated_tokens_per_s"]) for row in measured)
+    assert predicted == pytest.approx(told, abs=1)
+    assert predicted == pytest.approx(rate, rel=0.1)
 
 
 def test_adapters_on_a_small_model_are_met() -> None:

@@ -18,6 +18,7 @@ from grpo_lab.policy import ASSETS
 from grpo_lab.ports import lease
 from grpo_lab.processes import Child
 from grpo_lab.server import fetch
+from grpo_lab.server_key import KEY
 from grpo_lab.store import Run
 from tests.conftest import SHORT, cli, running, wait_for_step
 
@@ -39,7 +40,8 @@ LEARNING += ["eval.every=5", "eval.every_problems=40"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path) -> None:
+def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "zqserverkey7731")
     ended = cli(*LEARNING, *LAYOUTS[layout], f"runs_dir={runs}", "name=one", timeout_s=600)
     run = Run(runs / "one")
     assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
@@ -54,6 +56,8 @@ def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path) -> None:
     assert gain["ci95"][0] > 0
     assert answers_differ(run)
     assert not leftovers(run.folder)
+    assert not [file for file in run.folder.rglob("*") if file.is_file() and b"zqserverkey7731" in file.read_bytes()]
+    assert "zqserverkey7731" not in ended.stdout + ended.stderr
 
 
 def test_two_seeds_differ_and_one_seed_repeats(runs: Path) -> None:
@@ -94,25 +98,30 @@ def test_wrong_weights_end_the_run(runs: Path) -> None:
     assert "stale or wrong" in failure["message"]
 
 
-def test_a_server_that_somebody_else_started(tmp_path: Path) -> None:
-    """vllm.url: refused with what does not fit, used where all does, and left running."""
+def test_a_server_that_somebody_else_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vllm.url: refused with what does not fit or without its key, used where all does, and left running."""
+    monkeypatch.setenv(KEY, "its own")
     policy = {"served_name": "mine", "seed": 3, "max_model_len": None, "gpu_memory_utilization": None}
     engine = {"enforce_eager": True, "dtype": "float32"}
     env = server_env(on_cpu=True, tp=1, dp=1, cores=2)
     env |= vllm_metadata(tmp_path, env)
     with lease(1) as (port,):
         where = {"host": "127.0.0.1", "port": port, "tp": 1, "dp": 1, "backend": "gloo"}
-        argv = server_argv(str(ASSETS / "tiny"), **policy, **where, engine=engine)
+        argv = server_argv(str(ASSETS / "tiny"), **policy, **where, engine=engine, guarded=False)
         url = f"http://127.0.0.1:{port}"
         asked = [*SHORT, "vllm=server", f"vllm.url={url}", "eval.enabled=false", f"runs_dir={tmp_path}/runs"]
         with Child(argv, env=env, log=tmp_path / "server.log") as server:
             wait_for_health(url)
             misfit = cli(*asked, "vllm.tp=2", "name=misfit")
             fitting = cli(*asked, "name=fitting")
+            monkeypatch.delenv(KEY)
+            keyless = cli(*asked, "name=keyless")
             assert server.poll() is None
     assert misfit.returncode == 1
     assert "tensor-parallel size is 1, expected 2" in misfit.stdout
     assert fitting.returncode == 0, fitting.stdout + fitting.stderr
+    assert keyless.returncode == 1
+    assert "asks for a key; set VLLM_API_KEY in the environment" in keyless.stdout
 
 
 def wait_for_health(url: str, timeout_s: float = 300) -> None:

@@ -19,6 +19,7 @@ from grpo_lab import upstream
 from grpo_lab.engine import ServerPlan, server_argv, server_env
 from grpo_lab.ports import lease
 from grpo_lab.server import Server, vllm_server
+from grpo_lab.server_key import bearer, keyed
 from grpo_lab.weight_transfer import gloo_client
 from tests.conftest import assert_none_left, ownerless
 
@@ -111,7 +112,7 @@ def greedy(url: str, engine: int, length: int = 8) -> tuple[list[int], list[floa
     answer = requests.post(
         f"{url}/v1/completions",
         json={**body, "return_tokens_as_token_ids": True},
-        headers={"X-data-parallel-rank": str(engine)},
+        headers={"X-data-parallel-rank": str(engine), **bearer()},
         timeout=60,
     )
     answer.raise_for_status()
@@ -130,6 +131,19 @@ def expected(model: Any, length: int = 8) -> tuple[list[int], list[float]]:
     return ids[len(PROMPT) :], logprobs
 
 
+def refuses_strangers(url: str) -> None:
+    """Whoever does not send the key; the development endpoints are the ones that vLLM itself leaves open."""
+    import requests
+
+    for path in ("/v1/models", "/server_info", "/metrics", "/version", "/get_world_size"):
+        assert requests.get(url + path, timeout=10).status_code == 401, path
+    for path in ("/v1/completions", "/reset_prefix_cache", "/init_weight_transfer_engine", "/update_weights", "/pause"):
+        assert requests.post(url + path, json={}, timeout=10).status_code == 401, path
+    assert requests.get(f"{url}/v1/models", headers={"Authorization": "Bearer x"}, timeout=10).status_code == 401
+    assert requests.get(f"{url}/health", timeout=10).status_code == 200
+    assert requests.get(f"{url}/server_info", headers=bearer(), timeout=90).status_code == 200
+
+
 def agree(url: str, model: Any, engines: int) -> None:
     tokens, logprobs = expected(model)
     for engine in range(engines):
@@ -145,8 +159,9 @@ def test_every_engine_has_the_new_weights(tmp_path: Path, plugin: None, tp: int,
     before, log = ownerless(), tmp_path / "server.log"
     first = policy(0, tied=tied)
     with running(save(first, tmp_path / "model"), log, tp=tp, dp=dp) as (server, group_port):
+        refuses_strangers(server.url)
         agree(server.url, first, dp)
-        client = gloo_client()(base_url=server.url, group_port=group_port, connection_timeout=10)
+        client = keyed(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
         client.init_communicator(device="cpu")
         for seed in (1, 2):
             later = policy(seed, tied=tied)
@@ -164,7 +179,7 @@ def test_a_failed_update_does_not_hang(tmp_path: Path, plugin: None) -> None:
     """A tensor that the model does not have, then a sender that breaks off."""
     model = policy(0)
     with running(save(model, tmp_path / "model"), tmp_path / "server.log", tp=1, dp=1) as (server, group_port):
-        client = gloo_client()(base_url=server.url, group_port=group_port, connection_timeout=10)
+        client = keyed(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
         client.init_communicator(device="cpu")
         tensors = [("model.no.such.weight", torch.zeros(3)), ("model.norm.weight", torch.ones(128))]
         started = time.monotonic()

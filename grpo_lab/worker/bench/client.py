@@ -19,6 +19,7 @@ import aiohttp
 from grpo_lab.benching.counters import Counts, read_counts
 from grpo_lab.benching.loads import Load, Request
 from grpo_lab.benching.rounds import Arrivals, BenchFailed, Measured
+from grpo_lab.server_key import bearer
 
 SETTLE_S = 5.0
 """How long the server's counters may lag behind its answers."""
@@ -111,7 +112,7 @@ def _run(work: Any) -> Any:
 
 
 async def _fetch(method: str, url: str) -> bytes:
-    async with aiohttp.ClientSession() as session, session.request(method, url) as response:
+    async with aiohttp.ClientSession(headers=bearer()) as session, session.request(method, url) as response:
         return await _read(response)
 
 
@@ -120,7 +121,7 @@ async def _ask_all(url: str, requests: Sequence[Request], bodies: Sequence[bytes
     answers: list[Answer | None] = [None] * len(requests)
     waiting = iter(range(len(requests)))
     connector, no_limit = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **bearer()}
     async with aiohttp.ClientSession(connector=connector, timeout=no_limit, headers=headers) as session:
 
         async def lane(left: Iterator[int]) -> None:
