@@ -40,7 +40,9 @@ class Measurement:
     """Phase -> median of a step; of a benchmark only `generate`."""
     source: str = ""
     peaks: Mapping[str, float] = field(default_factory=dict)
-    """Role -> GiB."""
+    """Role -> GiB; of the trainer what torch reserved."""
+    out_of_memory: bool = False
+    """It failed for want of GPU memory; then, and where a run ended within its warm-up, `seconds` is empty."""
 
     def predicted(self, known: Coefficients) -> dict[str, float]:
         """The same phases."""
@@ -70,7 +72,8 @@ class Calibration:
 
 
 def calibrate(measurements: Sequence[Measurement]) -> Calibration:
-    """Raises RequestError without measurements."""
+    """From those whose speed was measured. Raises RequestError where there is none."""
+    measurements = [one for one in measurements if one.seconds]
     if not measurements:
         raise RequestError("no finished measurement to calibrate with")
     known, left_out = fit(measurements), leave_one_out(measurements)

@@ -26,10 +26,13 @@ from grpo_lab.plan import Ports, make_plan
 from grpo_lab.store import Row, Run
 
 PHASES = ("generate", "sync", "logprobs", "train", "other")
+OUT_OF_MEMORY = "oom"
+"""Class of a failure, in result.json and in tables."""
 
 
 def read(paths: Iterable[Path]) -> list[Measurement]:
-    """Of folders with runs below them, and of CSV files; only what finished, on a card that is known.
+    """Of folders with runs below them, and of CSV files, on a card that is known: what finished, and what went out of
+    GPU memory.
 
     Raises:
         RequestError: for a path that is neither.
@@ -48,16 +51,18 @@ def read(paths: Iterable[Path]) -> list[Measurement]:
 def from_run(run: Run) -> Iterator[Measurement]:
     result, env = store.read_json(run.result) or {}, store.read_json(run.env) or {}
     card = _card(env.get("gpus") or [], env.get("gpu_memory_gib"))
-    if result.get("status") != "finished" or card is None or not run.config.is_file():
+    finished = result.get("status") == "finished"
+    failed = (result.get("failure") or {}).get("class") == OUT_OF_MEMORY
+    if not (finished or failed) or card is None or not run.config.is_file():
         return
     config = configuration.load(run.config)
     if result.get("kind") == "bench":
-        yield from from_bench(run.folder, result, config, card)
+        yield from from_bench(run.folder, result, config, card) if finished else ()
         return
-    metrics = result["metrics"]
+    metrics, batch = result["metrics"], (store.read_json(run.plan) or {})["batch"]
     seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PHASES}
     rate = (metrics["generated_tokens_per_s"] or {}).get("median")
-    batch, peaks = (store.read_json(run.plan) or {})["batch"], metrics.get("peak_memory_gib") or {}
+    peaks = {role: gib for role, gib in (metrics.get("peak_memory_gib") or {}).items() if gib}
     layout = Layout(
         result["vllm_mode"],
         result["tp"],
@@ -68,8 +73,10 @@ def from_run(run: Run) -> Iterator[Measurement]:
         batch["accumulation"],
         config.nodes,
     )
-    if rate:
+    if rate and finished:
         yield _measured(run.folder.name, config, layout, card, seconds, rate, str(run.folder), peaks)
+    else:
+        yield _as_asked(run.folder.name, config, layout, card, str(run.folder), peaks, failed)
 
 
 def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterator[Measurement]:
@@ -81,37 +88,18 @@ def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterato
 
 def from_csv(path: Path) -> list[Measurement]:
     """Rows of `report --csv`, or of a table with its columns; `command` (or `overrides`) says what was asked."""
-    rows = _rows(path, "finished")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if _failed(row) or (row.get("status") or "finished") == "finished"]
     configs = _composed([_overrides(row) for row in rows])
     return [one for row, config in zip(rows, configs, strict=True) if (one := _of_row(row, config, str(path)))]
 
 
-def out_of_memory(path: Path) -> list[Measurement]:
-    """Runs of such a table that failed for want of GPU memory: what was asked, with nothing measured."""
-    return _as_asked(path, [row for row in _rows(path, "failed") if row["failure"] == "oom"])
-
-
-def too_short_for_a_rate(path: Path) -> list[Measurement]:
-    """Runs of such a table that ended within their warm-up: what was asked, and their peaks."""
-    return _as_asked(path, [row for row in _rows(path, "finished") if not row.get("generated_tokens_per_s")])
-
-
-def _as_asked(path: Path, rows: list[dict[str, str]]) -> list[Measurement]:
-    found = []
-    for row, config in zip(rows, _composed(map(_overrides, rows)), strict=True):
-        if (card := _card_of_row(row)) is not None:
-            work, layout = workload(config), _layout(row, config, card)
-            found.append(Measurement(row["run"], config.model.name, work, layout, card, {}, str(path), _peaks(row)))
-    return found
+def _failed(row: dict[str, str]) -> bool:
+    return row.get("failure") == OUT_OF_MEMORY
 
 
 def _peaks(row: dict[str, str]) -> dict[str, float]:
     return {role: float(row[key]) for role in ("trainer", "server") if row.get(key := f"peak_memory_gib_{role}")}
-
-
-def _rows(path: Path, status: str) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if (row.get("status") or "finished") == status]
 
 
 def _card_of_row(row: dict[str, str]) -> Card | None:
@@ -126,12 +114,14 @@ def _layout(row: dict[str, str], config: Config, card: Card) -> Layout:
 
 
 def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | None:
-    card = _card_of_row(row)
-    if card is None or not row.get("generated_tokens_per_s"):
+    card, bench = _card_of_row(row), row.get("kind") == "bench"
+    if card is None or (bench and _failed(row)):
         return None
+    if _failed(row) or not row.get("generated_tokens_per_s"):
+        return _as_asked(row["run"], config, _layout(row, config, card), card, source, _peaks(row), _failed(row))
     seconds = {phase: float(row[f"{phase}_s"]) for phase in PHASES if row.get(f"{phase}_s")}
     peaks, rate = _peaks(row), float(row["generated_tokens_per_s"])
-    if row.get("kind") == "bench":
+    if bench:
         load = {key.removeprefix("load_"): value for key, value in row.items() if key.startswith("load_")}
         return _of_load(f"{row['run']}/{row['load']}", config, row, load, rate, card, source)
     if set(seconds) <= {"generate"}:
@@ -159,6 +149,14 @@ def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, car
 def _mean(number: Any) -> int:
     """Of a number, or of the two ends between which lengths were drawn, as JSON or CSV have them."""
     return round(statistics.fmean(int(end) for end in re.findall(r"\d+", str(number))))
+
+
+def _as_asked(
+    name: str, config: Config, layout: Layout, card: Card, source: str, peaks: dict[str, float], failed: bool
+) -> Measurement:
+    """Of a run without a rate: it went out of memory, or ended within its warm-up. Completions are taken as long as
+    they may be."""
+    return Measurement(name, config.model.name, workload(config), layout, card, {}, source, peaks, failed)
 
 
 def _measured(

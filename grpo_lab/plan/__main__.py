@@ -1,6 +1,7 @@
 """`python -m grpo_lab.plan model=... hardware=h100-8`: every layout, whether it fits and why not, predicted speed.
 
-`python -m grpo_lab.plan calibrate FOLDER|CSV ... [--out FILE]` fits the predictor's coefficients to measurements.
+`python -m grpo_lab.plan check FOLDER|CSV ...` says how far predictions are off for what was measured;
+`python -m grpo_lab.plan calibrate FOLDER|CSV ... [--out FILE]` fits the predictor's coefficients to it.
 """
 
 from __future__ import annotations
@@ -63,9 +64,25 @@ def calibrate(arguments: list[str]) -> int:
     return 0
 
 
+def check(arguments: list[str]) -> int:
+    """Say how far predictions are off for what was measured. Exit code."""
+    from grpo_lab.fit import checked, measurements
+
+    parser = argparse.ArgumentParser(prog="python -m grpo_lab.plan check", description=check.__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="folders with runs, CSV files of report")
+    parser.add_argument("--calibration", type=Path, help="unless given, the shipped one")
+    asked = parser.parse_args(arguments)
+    with exit_codes():
+        known = calibration.load(asked.calibration).coefficients
+        found = [checked.check(one, known) for one in measurements.read(asked.paths)]
+    print(checked.table(found), end="")
+    return 0
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["calibrate"]:
-        sys.exit(calibrate(sys.argv[2:]))
+    commands = {"calibrate": calibrate, "check": check}
+    if (command := commands.get("".join(sys.argv[1:2]))) is not None:
+        sys.exit(command(sys.argv[2:]))
     flags = {f"--{name}": f"plan.format={name}" for name in FORMATS}
     sys.argv[1:] = [flags.get(argument, argument) for argument in sys.argv[1:]]
     sys.exit(run_app(app))

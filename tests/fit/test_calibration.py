@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 
-from grpo_lab import store
+from grpo_lab import config as configuration
+from grpo_lab import results, store
 from grpo_lab.errors import RequestError
 from grpo_lab.fit import calibration, measurements
 from grpo_lab.fit.calibration import Measurement
 from grpo_lab.fit.hardware import presets
 from grpo_lab.fit.speed import Coefficients
+from grpo_lab.plan import Ports, make_plan
 from grpo_lab.plan.__main__ import main
+from grpo_lab.store import Run
 from tests.conftest import ROOT
 from tests.fit.asked import layout, work
-from tests.fit.test_memory import ADAPTERS, COLUMNS
+from tests.fit.test_memory import ADAPTERS, COLUMNS, EDGE
+from tests.test_plan import asked, with_gpus
 
 TRUE = Coefficients(matrix=0.5, step_s=2e-3, sequence_s=4e-5, decode_matrix=0.25, other_s=0.05)
 BATCH = ("grpo.generation_batch_size=512", "model.dtype=bfloat16")
@@ -136,9 +140,6 @@ def test_a_calibration_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def bench_folder(folder: Path, prompt_len: Any = 100) -> Path:
     """What a benchmark of a server leaves."""
-    from grpo_lab import config as configuration
-    from tests.test_plan import asked
-
     folder.mkdir(parents=True)
     configuration.save(asked("model=qwen2.5-7b", "vllm=server", "vllm.dp=4"), folder / "config.yaml")
     store.write_json(folder / "env.json", {"gpus": ["NVIDIA H200"] * 4, "gpu_memory_gib": 140.4})
@@ -155,6 +156,43 @@ def test_benchmarks_are_read(prompt_len: Any, tmp_path: Path) -> None:
     (one,) = measurements.read([tmp_path])
     assert (one.work.prompt, one.work.completion, one.work.completions) == (100, 512, 1024)
     assert one.seconds == {"generate": pytest.approx(1024 * 512 / 59600)}
+
+
+@pytest.mark.parametrize("failure", ["oom", "nan"])
+def test_a_run_that_went_out_of_memory_is_read_and_fits_nothing(failure: str, tmp_path: Path) -> None:
+    """Of other failures nothing is read."""
+    config = asked("model=qwen2.5-1.5b", "grpo.generation_batch_size=64")
+    run, plan = Run(tmp_path / "one"), make_plan(config, with_gpus(1), folder=tmp_path / "one", ports=Ports(0, 0, 0))
+    run.folder.mkdir()
+    configuration.save(config, run.config)
+    store.write_json(run.env, {"gpus": ["NVIDIA H200"], "gpu_memory_gib": 140.4})
+    store.write_json(run.plan, {"batch": dataclasses.asdict(plan.batch)})
+    failed = {"class": failure, "message": "", "log": None}
+    store.write_json(run.result, results.build(run, config, plan, status="failed", failure=failed, server={}))
+    found = measurements.read([tmp_path])
+    assert [(one.out_of_memory, one.seconds, one.work.completions) for one in found] == [(True, {}, 64)] * (
+        failure == "oom"
+    )
+    with pytest.raises(RequestError, match="no finished measurement"):
+        calibration.calibrate(found)
+
+
+def test_predictions_are_put_beside_what_was_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", "check", str(EDGE), str(ADAPTERS), str(COLUMNS[-1])])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    (killed,) = (line for line in lines if "| mem-15b-32 " in line)
+    (longest,) = (line for line in lines if "max_completion_length=1024,vllm=off" in line)
+    assert killed.endswith("|  |  |  | does not fit | out of memory |")
+    assert longest.endswith("| -20.2% | trainer 6.1 | trainer 27.1 | fits | yes |")
+    assert lines[-3:] == [
+        "speed: 22 measured, median error 12.6%, largest 36.2%",
+        "memory: 11 of 13 peaks met within 10% or 0.5 GiB",
+        "out of memory: 2, of which 0 are predicted to fit",
+    ]
 
 
 def test_tables_of_benchmarks_are_read() -> None:
