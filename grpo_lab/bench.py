@@ -25,7 +25,7 @@ from grpo_lab.conductor import Failure, Stop, ended_by_itself, prepare, server_o
 from grpo_lab.config import CONF, Config, LauncherConfig
 from grpo_lab.errors import RunFailed
 from grpo_lab.exposure import check_url
-from grpo_lab.fit.check import check_bench
+from grpo_lab.fit.check import advice_bench, check_bench
 from grpo_lab.machine import read_machine
 from grpo_lab.plan import RUN_VARIABLE, Ports
 from grpo_lab.ports import lease
@@ -96,6 +96,8 @@ def execute(run: Run, config: Config, plan: BenchPlan, console: Console) -> Row:
     if stop.asked and not ended_by_itself(run):
         console.print("stopped; the same command measures again", highlight=False)
         raise RunFailed("stopped", exit_code=128 + stop.number)
+    if failed and failed["class"] == "oom" and (said := advice_bench(config, plan, read_machine())):
+        failed["message"] += f"\n{said}"
     result = outcome.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
     store.write_json(run.result, result)
     if failed:

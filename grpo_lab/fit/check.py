@@ -31,29 +31,41 @@ def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
 
 def advice(config: Config, plan: Plan, machine: Machine) -> str:
     """To somebody whose run went out of memory: what was to be expected, and the way out where there is one."""
+    return _expected(config, Layout.of(config, plan), machine) if plan.gpus else ""
+
+
+def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
+    """As `check`, of engines alone, without a trainer beside them."""
+    _known(config.fit)
+    return _judged(*_alone(config, plan), machine) if _on_gpus(plan) else ()
+
+
+def advice_bench(config: Config, plan: BenchPlan, machine: Machine) -> str:
+    return _expected(*_alone(config, plan), machine) if _on_gpus(plan) else ""
+
+
+def _on_gpus(plan: BenchPlan) -> bool:
+    return bool(plan.gpus) and plan.mode != "off"
+
+
+def _alone(config: Config, plan: BenchPlan) -> tuple[Config, Layout]:
+    alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
+    layout = Layout("server", plan.tp, plan.dp, trainer=0, kind="ddp", per_device=0, accumulation=0)
+    return dataclasses.replace(config, vllm=alone), layout
+
+
+def _expected(config: Config, layout: Layout, machine: Machine) -> str:
     try:
         work = workload(config)
     except RequestError:
         return ""
-    if not plan.gpus:
-        return ""
-    layout, card = Layout.of(config, plan), smallest(machine)
+    card = smallest(machine)
     found = verdict.judge(work, layout, card, own_server=config.vllm.url is None)
     sizes = [f"{role} {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}" for role, need in found.needs.items()]
     said = found.reason or f"fits, {', '.join(sizes)}"
-    smaller = verdict.largest_batch(work, layout, card) if found.kind != NO else 0
+    smaller = verdict.largest_batch(work, layout, card) if layout.trainer and found.kind != NO else 0
     said += f"; grpo.per_device_train_batch_size={smaller} fits" if 0 < smaller < layout.per_device else ""
     return f"predicted: {said}; python -m grpo_lab.plan shows what needs the memory"
-
-
-def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
-    """The same for engines alone, without a trainer beside them."""
-    _known(config.fit)
-    if not plan.gpus or plan.mode == "off":
-        return ()
-    alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
-    layout = Layout("server", plan.tp, plan.dp, trainer=0, kind="ddp", per_device=0, accumulation=0)
-    return _judged(dataclasses.replace(config, vllm=alone), layout, machine)
 
 
 def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from grpo_lab.benching import planning as benching
 from grpo_lab.config import Config
 from grpo_lab.errors import RequestError
 from grpo_lab.fit import memory
-from grpo_lab.fit.check import advice, check, check_bench
+from grpo_lab.fit.check import advice, advice_bench, check, check_bench
 from grpo_lab.fit.choice import settled
 from grpo_lab.fit.parts import Layout
 from grpo_lab.fit.workload import workload
@@ -89,8 +89,20 @@ def test_a_bench_is_judged_without_a_trainer() -> None:
     with pytest.raises(RequestError, match="trainer out of memory"):
         checked(config, with_gpus(2))
     small = Machine(gpus=(Gpu("0", "NVIDIA L4", 22.5),), cores=8, versions=with_gpus(1).versions)
+    plan = benching.make_plan(config, small, folder=Path("runs/x"), ports=PORTS)
     with pytest.raises(RequestError, match="does not hold its weights"):
-        check_bench(config, benching.make_plan(config, small, folder=Path("runs/x"), ports=PORTS), small)
+        check_bench(config, plan, small)
+    assert re.match("predicted: vLLM's share .* does not hold its weights", advice_bench(config, plan, small))
+
+
+def test_a_bench_that_went_out_of_memory_gets_advice() -> None:
+    config = asked("model=qwen2.5-7b", "data=gsm8k", "vllm=server", "vllm.max_model_len=4096")
+    plan = benching.make_plan(config, with_gpus(1), folder=Path("runs/x"), ports=PORTS)
+    said = advice_bench(config, plan, with_gpus(1))
+    assert re.fullmatch(r"predicted: fits, server 13\d\.\d GiB of 140\.4; python -m grpo_lab\.plan shows .*", said)
+    of_tiny = asked("vllm=server")
+    plan = benching.make_plan(of_tiny, ON_CPU, folder=Path("runs/x"), ports=PORTS)
+    assert advice_bench(of_tiny, plan, ON_CPU) == ""
 
 
 def test_the_context_that_vllm_insists_on_is_checked() -> None:
