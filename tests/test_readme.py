@@ -1,4 +1,4 @@
-"""The README's commands, as a reader would copy them."""
+"""The commands of the README and of docs/, as a reader would copy them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,23 @@ from grpo_lab.store import Run
 from tests.conftest import ROOT, cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
 
 
-def commands(module: str) -> list[list[str]]:
+def commands(module: str, text: str = README) -> list[list[str]]:
     """Arguments of each line that runs the module."""
-    lines = re.findall(rf"^python -m grpo_lab\.{module} .*$", README, re.MULTILINE)
+    lines = re.findall(rf"^python -m grpo_lab\.{module} .*$", text.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(line.partition("#")[0])[3:] for line in lines]
+
+
+def of_docs() -> list[list[str]]:
+    """With the module first, dry where the module has that; without those that need a cluster, runs, or the reader."""
+    found = []
+    for module, more in (("train", ["dry_run=true"]), ("bench", ["dry_run=true"]), ("plan", [])):
+        for words in commands(module, DOCS):
+            if not any(word in ("check", "calibrate", "...") or word.startswith("hydra/launcher=") for word in words):
+                found.append([f"grpo_lab.{module}", *words, *more])
+    return found
 
 
 COMMANDS = commands("train")
@@ -47,6 +58,7 @@ def own_files(tmp_path: Path) -> Path:
 def test_there_are_commands() -> None:
     assert len(COMMANDS) >= 6
     assert (len(commands("bench")), len(commands("plan"))) == (2, 1)
+    assert len(of_docs()) >= 9
 
 
 @pytest.mark.parametrize("overrides", COMMANDS, ids=" ".join)
@@ -69,6 +81,13 @@ def test_a_prediction_is_made(overrides: list[str]) -> None:
     ended = cli(*overrides, module="grpo_lab.plan")
     assert ended.returncode == 0, ended.stderr
     assert "colocate tp=1 dp=8" in ended.stdout
+
+
+@pytest.mark.parametrize("words", of_docs(), ids=" ".join)
+def test_a_command_of_the_docs_is_accepted(words: list[str], tmp_path: Path) -> None:
+    ended = cli(*words[1:], module=words[0], cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_data_and_a_reward_of_ones_own_train_together(own_files: Path) -> None:

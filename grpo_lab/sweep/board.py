@@ -145,12 +145,16 @@ def summary(console: Console, tracks: Sequence[Track], folder: Path) -> None:
     say(console, f"  files: {folder}   table: python -m grpo_lab.report {shlex.quote(str(folder))}")
 
 
-def plan(console: Console, frozen: Sequence[Point], folder: Path, *, exclusive: bool = False) -> None:
-    """What would run, for `dry_run=true`."""
+def plan(
+    console: Console, frozen: Sequence[Point], folder: Path, *, exclusive: bool = False, searching: bool = False
+) -> None:
+    """What would run, for `dry_run=true`; of a search the points that it begins with."""
     say(console, f"{folder}: {len(frozen)} points{', one at a time (launcher.exclusive)' if exclusive else ''}")
     for point in frozen:
         needs = f"{point.need.gpus} GPUs" if point.need.gpus else f"{point.need.cores} cores"
         say(console, f"  {point.name}  {f'infeasible: {point.refused}' if point.refused else needs}")
+    if searching:
+        say(console, "  then others, by what these measure")
 
 
 def say(console: Console, line: str) -> None:

@@ -63,7 +63,9 @@ def launch(
         frozen = [points.foreign_point(composer, told, first + at) for at, told in enumerate(job_overrides)]
     tracks = {point.name: Track(point, sweep.log(point.name)) for point in frozen}
     if ours and ours.dry_run:
-        board.plan(Console(), frozen, sweep.folder, exclusive=settings.exclusive)
+        board.plan(Console(), frozen, sweep.folder, exclusive=settings.exclusive, searching=searching)
+        if searching:
+            raise SystemExit(0)  # the sweeper would wait for values
     else:
         with locks.held(sweep.lock):
             _carry_out(

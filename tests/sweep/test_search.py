@@ -30,6 +30,10 @@ def test_a_search_goes_on_after_failed_and_infeasible_trials(runs: Path, tmp_pat
     worst = cli(*command)
     assert (worst.returncode, runs.exists()) == (2, False)
     assert "objective=reward_last is to be maximized; hydra.sweeper.direction=maximize" in worst.stderr
+    begun = cli(*command, "hydra.sweeper.direction=maximize", "dry_run=true")
+    assert (begun.returncode, runs.exists()) == (0, False)
+    assert begun.stdout.endswith("  then others, by what these measure\n")
+    assert "value" not in begun.stdout + begun.stderr
     ended = cli(*command, "hydra.sweeper.direction=maximize", timeout_s=560)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     sweep = only_sweep(runs)
