@@ -293,7 +293,7 @@ def _health(url: str, timeout_s: float) -> str:
 def _json(url: str, timeout_s: float = ANSWER_S) -> Any:
     status, body = fetch(url, timeout_s, bearer())
     if status == 401:
-        raise ValueError(f"{urlsplit(url).path} asks for a key; set {KEY} in the environment")
+        raise ValueError(f"{urlsplit(url).path} asks for its key; set {KEY} to it in the environment")
     if status != 200:
         raise ValueError(f"{urlsplit(url).path} answers {status}")
     return json.loads(body)

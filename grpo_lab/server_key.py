@@ -13,10 +13,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from trl.generation.vllm_client import VLLMClient
+from typing import Any
 
 KEY = "VLLM_API_KEY"
 GATE = f"{__name__}.Gate"
@@ -48,20 +45,6 @@ def bearer() -> dict[str, str]:
     """Headers of a request to a server; none where there is no key."""
     key = os.environ.get(KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def keyed(client: type[VLLMClient]) -> type[VLLMClient]:
-    """TRL's client, or one made from it, that sends the key.
-
-    TRL 1.16 has no option for it, and asks /v1/models in the constructor, right after `check_server`.
-    """
-
-    class Keyed(client):  # type: ignore[misc, valid-type]
-        def check_server(self, *arguments: Any, **options: Any) -> None:
-            self.session.headers.update(bearer())
-            super().check_server(*arguments, **options)
-
-    return Keyed
 
 
 class Gate:

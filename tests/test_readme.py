@@ -31,7 +31,7 @@ def of_docs() -> list[list[str]]:
     found = []
     for module, more in (("train", ["dry_run=true"]), ("bench", ["dry_run=true"]), ("plan", [])):
         for words in commands(module, DOCS):
-            if not any(word in ("check", "calibrate", "...") or word.startswith("hydra/launcher=") for word in words):
+            if not any(word in ("compare", "calibrate", "...") or word.startswith("hydra/launcher=") for word in words):
                 found.append([f"grpo_lab.{module}", *words, *more])
     return found
 

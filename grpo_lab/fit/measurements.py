@@ -26,7 +26,7 @@ from grpo_lab.plan import Ports, make_plan
 from grpo_lab.store import Row, Run
 
 PHASES = ("generate", "sync", "logprobs", "train", "other")
-OUT_OF_MEMORY = "oom"
+OOM = "oom"
 """Class of a failure, in result.json and in tables."""
 
 
@@ -52,7 +52,7 @@ def from_run(run: Run) -> Iterator[Measurement]:
     result, env = store.read_json(run.result) or {}, store.read_json(run.env) or {}
     card = _card(env.get("gpus") or [], env.get("gpu_memory_gib"))
     finished = result.get("status") == "finished"
-    failed = (result.get("failure") or {}).get("class") == OUT_OF_MEMORY
+    failed = (result.get("failure") or {}).get("class") == OOM
     if not (finished or failed) or card is None or not run.config.is_file():
         return
     config = configuration.load(run.config)
@@ -95,7 +95,7 @@ def from_csv(path: Path) -> list[Measurement]:
 
 
 def _failed(row: dict[str, str]) -> bool:
-    return row.get("failure") == OUT_OF_MEMORY
+    return row.get("failure") == OOM
 
 
 def _peaks(row: dict[str, str]) -> dict[str, float]:

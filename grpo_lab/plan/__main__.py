@@ -1,6 +1,6 @@
 """`python -m grpo_lab.plan model=... hardware=h100-8`: every layout, whether it fits and why not, predicted speed.
 
-`python -m grpo_lab.plan check FOLDER|CSV ...` says how far predictions are off for what was measured;
+`python -m grpo_lab.plan compare FOLDER|CSV ...` says how far predictions are off for what was measured;
 `python -m grpo_lab.plan calibrate FOLDER|CSV ... [--out FILE]` fits the predictor's coefficients to it.
 """
 
@@ -64,23 +64,25 @@ def calibrate(arguments: list[str]) -> int:
     return 0
 
 
-def check(arguments: list[str]) -> int:
+def compare(arguments: list[str]) -> int:
     """Say how far predictions are off for what was measured. Exit code."""
-    from grpo_lab.fit import checked, measurements
+    from grpo_lab.fit import comparison, measurements
 
-    parser = argparse.ArgumentParser(prog="python -m grpo_lab.plan check", description=check.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m grpo_lab.plan compare", description=compare.__doc__)
     parser.add_argument("paths", nargs="+", type=Path, help="folders with runs, CSV files of report")
     parser.add_argument("--calibration", type=Path, help="unless given, the shipped one")
     asked = parser.parse_args(arguments)
     with exit_codes():
         known = calibration.load(asked.calibration).coefficients
-        found = [checked.check(one, known) for one in measurements.read(asked.paths)]
-    print(checked.table(found), end="")
+        found = [comparison.compare(one, known) for one in measurements.read(asked.paths)]
+        if not found:
+            raise RequestError("nothing there was measured on a card that is known")
+    print(comparison.table(found), end="")
     return 0
 
 
 def main() -> None:
-    commands = {"calibrate": calibrate, "check": check}
+    commands = {"calibrate": calibrate, "compare": compare}
     if (command := commands.get("".join(sys.argv[1:2]))) is not None:
         sys.exit(command(sys.argv[2:]))
     flags = {f"--{name}": f"plan.format={name}" for name in FORMATS}

@@ -105,7 +105,6 @@ def _train(run: Run, started: float) -> None:
     log = _open_tracker(config, run, trainer)
     clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
     attach(clock, trainer)
-    vllm.refuse_cut_off(trainer)
     soundness = Soundness(trainer, stop=config.stop_on_nan)
     saving.attach(trainer, run, soundness)
     _train_only_what_is_left(trainer)

@@ -9,10 +9,11 @@ from typing import Any
 from accelerate.utils import set_seed
 from trl import GRPOTrainer
 from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 
 from grpo_lab import weight_transfer
 from grpo_lab.config import Config
-from grpo_lab.server_key import keyed
+from grpo_lab.server_key import bearer
 
 SEED_STRIDE = 1000
 """Between the seeds of two runs' generators: more than there are engines in one run."""
@@ -20,11 +21,11 @@ SEED_STRIDE = 1000
 
 @contextmanager
 def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
-    """In this block a trainer is built with vLLM's own options (colocate), or with the server's key and the planned way
-    of weights (server).
+    """In this block a trainer is built with vLLM's own options (colocate), or with the client of a run and the planned
+    way of weights (server).
 
-    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient`, with NCCL only and without a
-    key. The names are replaced in TRL's module; tests/vllm/ fails when they are gone.
+    TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient`, with NCCL only. The names are
+    replaced in TRL's module; tests/vllm/ fails when they are gone.
     """
     if config.vllm.mode == "colocate":
         weight_transfer.register()
@@ -34,7 +35,7 @@ def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
         client = vllm_generation.VLLMClient
         if plan["weight_transfer"] == "gloo":
             client = weight_transfer.gloo_client(timeout_s=2 * config.timeouts.sync)  # the watchdog comes first
-        with _replaced("VLLMClient", keyed(client)):
+        with _replaced("VLLMClient", client_of_a_run(client)):
             yield
     else:
         yield
@@ -58,6 +59,23 @@ def _engine(config: Config, options: dict[str, Any], build: Callable[..., Any]) 
     return engine
 
 
+def client_of_a_run(client: type[VLLMClient]) -> type[VLLMClient]:
+    """TRL's client, or one made from it, that sends the server's key and takes none but whole completions.
+
+    TRL 1.16 has no option for a key, and asks /v1/models in the constructor, right after `check_server`.
+    """
+
+    class Client(client):  # type: ignore[misc, valid-type]
+        def check_server(self, *arguments: Any, **options: Any) -> None:
+            self.session.headers.update(bearer())
+            super().check_server(*arguments, **options)
+
+        def _post(self, url: str, **request: Any) -> dict[str, Any]:
+            return whole(super()._post(url, **request))
+
+    return Client
+
+
 class CutOff(ConnectionError):
     """The server gave up completions that it had begun."""
 
@@ -74,14 +92,6 @@ def whole(answer: dict[str, Any]) -> dict[str, Any]:
     if broken:
         raise CutOff(f"the vLLM server cut off {broken} of {len(choices)} completions: its engine is going down")
     return answer
-
-
-def refuse_cut_off(trainer: Any) -> None:
-    """Completions of a server count only when they are whole. The client is on the main process alone."""
-    client = getattr(getattr(trainer, "vllm_generation", None), "vllm_client", None)
-    if client is not None:
-        post: Callable[..., dict[str, Any]] = client._post
-        client._post = lambda url, **request: whole(post(url, **request))
 
 
 def seed(trainer: GRPOTrainer, config: Config) -> None:

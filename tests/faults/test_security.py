@@ -180,7 +180,7 @@ def answer_of(path: str, *headers: tuple[bytes, ...]) -> int:
 
 
 def test_trl_s_client_still_takes_no_key() -> None:
-    """When it does, `server_key.keyed` can go."""
+    """When it does, the header of `client_of_a_run` can go."""
     from trl.generation.vllm_client import VLLMClient
 
     assert not [name for name in inspect.signature(VLLMClient.__init__).parameters if "key" in name or "header" in name]

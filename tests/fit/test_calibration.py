@@ -180,7 +180,7 @@ def test_a_run_that_went_out_of_memory_is_read_and_fits_nothing(failure: str, tm
 def test_predictions_are_put_beside_what_was_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", "check", str(EDGE), str(ADAPTERS), str(COLUMNS[-1])])
+    monkeypatch.setattr("sys.argv", ["plan", "compare", str(EDGE), str(ADAPTERS), str(COLUMNS[-1])])
     with pytest.raises(SystemExit, match="0"):
         main()
     lines = capsys.readouterr().out.splitlines()

@@ -203,8 +203,9 @@ def test_json_and_csv_say_the_same_as_the_table() -> None:
         (("model=path", "model.path=some/hub-id", "hardware=h100-8"), "its shape is not known"),
         (("hardware=h100-8", "plan.format=xml"), "plan.format=xml"),
         (("calibrate", "nowhere"), "neither a folder"),
-        (("check", "nowhere"), "neither a folder"),
-        (("check", "experiments", "--calibration", "nowhere.json"), "nowhere.json: no such file"),
+        (("compare", "nowhere"), "neither a folder"),
+        (("compare", "docs"), "nothing there was measured"),
+        (("compare", "experiments", "--calibration", "nowhere.json"), "nowhere.json: no such file"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused_in_few_lines(arguments: tuple[str, ...], said: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from grpo_lab.fit import calibration, measurements, memory, verdict
-from grpo_lab.fit.checked import Checked, check
+from grpo_lab.fit.comparison import Compared, compare
 from grpo_lab.fit.hardware import presets
 from tests.conftest import ROOT
 from tests.fit.asked import layout, work
@@ -130,12 +130,12 @@ def test_asleep_vllm_leaves_its_share_to_the_trainer() -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Checked]:
+def found() -> list[Compared]:
     known = calibration.load().coefficients
-    return [check(one, known) for one in measurements.read([*COLUMNS, EDGE, ADAPTERS])]
+    return [compare(one, known) for one in measurements.read([*COLUMNS, EDGE, ADAPTERS])]
 
 
-def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Checked]) -> None:
+def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Compared]) -> None:
     """Or within half a GiB. The trainer's peak is what torch reserved: without the CUDA context, with a colocated vLLM
     in it, and with blocks that torch frees when it needs them. Beside a server vLLM 0.26 left 2 GiB of these behind at
     each of 8 syncs (vLLM's gh-52950): there the prediction is held to the peak less those. The cache of transformers'
@@ -152,13 +152,13 @@ def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Checked]
             assert one.gib["trainer"] < one.measured.peaks["trainer"]
 
 
-def test_what_ran_is_not_said_not_to_fit(found: list[Checked]) -> None:
+def test_what_ran_is_not_said_not_to_fit(found: list[Compared]) -> None:
     ran = {one.measured.name: one.verdict for one in found if not one.measured.out_of_memory}
     assert [name for name, kind in ran.items() if kind != verdict.FITS] == ["mem-15b-24"]
     assert ran["mem-15b-24"] == verdict.TIGHT
 
 
-def test_what_ran_out_of_memory_is_not_said_to_fit(found: list[Checked]) -> None:
+def test_what_ran_out_of_memory_is_not_said_to_fit(found: list[Compared]) -> None:
     failed = {one.measured.name: one.verdict for one in found if one.measured.out_of_memory}
     assert failed == {"mem-15b-32": verdict.NO, "mem-3b-48": verdict.TIGHT}
 

@@ -121,7 +121,7 @@ def test_a_server_that_somebody_else_started(tmp_path: Path, monkeypatch: pytest
     assert "tensor-parallel size is 1, expected 2" in misfit.stdout
     assert fitting.returncode == 0, fitting.stdout + fitting.stderr
     assert keyless.returncode == 1
-    assert "asks for a key; set VLLM_API_KEY in the environment" in keyless.stdout
+    assert "asks for its key; set VLLM_API_KEY to it in the environment" in keyless.stdout
 
 
 def wait_for_health(url: str, timeout_s: float = 300) -> None:

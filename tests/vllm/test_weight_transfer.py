@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from grpo_lab import upstream
 from grpo_lab.engine import ServerPlan, server_argv, server_env
 from grpo_lab.ports import lease
 from grpo_lab.server import Server, vllm_server
-from grpo_lab.server_key import bearer, keyed
+from grpo_lab.server_key import GATE, bearer
 from grpo_lab.weight_transfer import gloo_client
+from grpo_lab.worker.vllm import client_of_a_run
 from tests.conftest import assert_none_left, ownerless
 
 pytestmark = pytest.mark.vllm
@@ -132,9 +134,13 @@ def expected(model: Any, length: int = 8) -> tuple[list[int], list[float]]:
 
 
 def refuses_strangers(url: str) -> None:
-    """Whoever does not send the key; the development endpoints are the ones that vLLM itself leaves open."""
+    """Whoever does not send the key, which no command line shows; vLLM itself leaves the development endpoints open."""
     import requests
 
+    key = bearer()["Authorization"].removeprefix("Bearer ")
+    lines = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+    assert any(GATE in line for line in lines)
+    assert not any(key in line for line in lines)
     for path in ("/v1/models", "/server_info", "/metrics", "/version", "/get_world_size"):
         assert requests.get(url + path, timeout=10).status_code == 401, path
     for path in ("/v1/completions", "/reset_prefix_cache", "/init_weight_transfer_engine", "/update_weights", "/pause"):
@@ -161,7 +167,7 @@ def test_every_engine_has_the_new_weights(tmp_path: Path, plugin: None, tp: int,
     with running(save(first, tmp_path / "model"), log, tp=tp, dp=dp) as (server, group_port):
         refuses_strangers(server.url)
         agree(server.url, first, dp)
-        client = keyed(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
+        client = client_of_a_run(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
         client.init_communicator(device="cpu")
         for seed in (1, 2):
             later = policy(seed, tied=tied)
@@ -179,7 +185,7 @@ def test_a_failed_update_does_not_hang(tmp_path: Path, plugin: None) -> None:
     """A tensor that the model does not have, then a sender that breaks off."""
     model = policy(0)
     with running(save(model, tmp_path / "model"), tmp_path / "server.log", tp=1, dp=1) as (server, group_port):
-        client = keyed(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
+        client = client_of_a_run(gloo_client())(base_url=server.url, group_port=group_port, connection_timeout=10)
         client.init_communicator(device="cpu")
         tensors = [("model.no.such.weight", torch.zeros(3)), ("model.norm.weight", torch.ones(128))]
         started = time.monotonic()

@@ -12,13 +12,11 @@ from grpo_lab.fit.speed import Coefficients
 
 CLOSE, CLOSE_GIB = 0.1, 0.5
 """A peak is met within this share of it, or within so many GiB."""
-
-
 COLUMNS = ("measurement", "model", "layout", "tokens/s off by", "GiB predicted", "GiB measured", "predicted", "ran")
 
 
 @dataclass(frozen=True)
-class Checked:
+class Compared:
     measured: Measurement
     speed: float | None
     """Error of the predicted tokens a second, relative to the measured; None where no speed was measured."""
@@ -32,17 +30,17 @@ class Checked:
         return error <= max(CLOSE * self.measured.peaks[role], CLOSE_GIB)
 
 
-def check(measured: Measurement, known: Coefficients) -> Checked:
+def compare(measured: Measurement, known: Coefficients) -> Compared:
     found = verdict.judge(measured.work, measured.layout, measured.card)
     needs = list(found.needs.values())
     gib = {
         role: ((needs[0].total - memory.CONTEXT) if role == "trainer" else found.needs[role].total) / memory.GIB
         for role in measured.peaks
     }
-    return Checked(measured, measured.error(known) if measured.seconds else None, gib, found.kind)
+    return Compared(measured, measured.error(known) if measured.seconds else None, gib, found.kind)
 
 
-def table(found: Sequence[Checked]) -> str:
+def table(found: Sequence[Compared]) -> str:
     """A row for each, and what they come to."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for one in found:
@@ -59,7 +57,7 @@ def _sizes(gib: Mapping[str, float]) -> str:
     return ", ".join(f"{role} {size:.1f}" for role, size in gib.items())
 
 
-def _sum(found: Sequence[Checked]) -> list[str]:
+def _sum(found: Sequence[Compared]) -> list[str]:
     errors = [abs(one.speed) for one in found if one.speed is not None]
     peaks = [one.met(role) for one in found if not one.measured.out_of_memory for role in one.measured.peaks]
     failed = [one for one in found if one.measured.out_of_memory]
@@ -73,4 +71,4 @@ def _sum(found: Sequence[Checked]) -> list[str]:
     if failed:
         fitting = sum(one.verdict == verdict.FITS for one in failed)
         lines.append(f"out of memory: {len(failed)}, of which {fitting} are predicted to fit")
-    return lines or ["nothing was measured"]
+    return lines
