@@ -64,6 +64,7 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
             "tokens_per_s_per_gpu": _timing(timed, "tokens_per_s_per_gpu"),
             "samples_per_s": _timing(timed, "samples_per_s"),
             "mfu": _mfu(timed, config, plan),
+            "prompt_tokens": _prompt_tokens(rows, config),
             "logp_difference": _timing(rows, "sampling/sampling_logp_difference/mean"),
             "peak_memory_gib": {"trainer": outcome.get("peak_memory_gib"), "server": server.get("peak_memory_gib")},
             "startup_s": {"trainer": outcome.get("startup_s"), "server": server.get("startup_s")},
@@ -108,6 +109,18 @@ def _reward_last(rows: list[Row]) -> Any:
 
 def _timing(rows: list[Row], key: str) -> Any:
     return stats.timing([row[key] for row in rows if row.get(key) is not None])
+
+
+def _prompt_tokens(rows: list[Row], config: Config) -> Any:
+    """Mean tokens of a prompt: TRL's `num_tokens` grows in each step by those of its prompts and completions. Null
+    where the trainer does not count them.
+    """
+    counted = [row for row in rows if row.get("num_tokens") is not None and "completion_tokens" in row]
+    if not counted:
+        return None
+    completions = len(counted) * int(config.grpo["generation_batch_size"])
+    seen = counted[-1]["num_tokens"] - math.fsum(row["completion_tokens"] for row in counted)
+    return {"value": seen / completions, "n": completions}
 
 
 def _mfu(rows: list[Row], config: Config, plan: Plan) -> Any:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,18 @@ def test_completion_tokens_are_those_of_the_completions(finished: tuple[Run, str
     texts = [row["completion"][0]["content"] for row in table if row["step"] == 1]
     counted = sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert counted <= run.rows()[0]["completion_tokens"] <= counted + len(texts)  # the end token is not in the text
+
+
+def test_prompt_tokens_are_those_of_the_prompts(finished: tuple[Run, str]) -> None:
+    from transformers import AutoTokenizer
+
+    run, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(store.read_json(run.plan)["model_path"])
+    table = pyarrow.parquet.read_table(run.completions).to_pylist()
+    asked = [tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True) for row in table]
+    lengths = [len(tokenizer(text)["input_ids"]) for text in asked]
+    found = store.read_json(run.result)["metrics"]["prompt_tokens"]
+    assert found == {"value": pytest.approx(statistics.fmean(lengths)), "n": len(table)}
 
 
 def test_timings_leave_out_the_warmup(finished: tuple[Run, str]) -> None:

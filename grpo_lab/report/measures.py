@@ -53,6 +53,7 @@ TRAIN = (
     _PER_GPU,
     Measure("samples_per_s", "completions", "1/s", "higher", shown=False),
     Measure("mfu", "MFU", "", "higher"),
+    Measure("prompt_tokens", "prompt", "tokens", shown=False),
     Measure("logp_difference", "log-probability difference", "nats", shown=False),
     *PHASE_MEASURES,
     *(
