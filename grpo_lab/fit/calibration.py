@@ -2,12 +2,14 @@
 
 A fit is a regularised least squares on logarithms: of measured phases, each weighted by its share of the step, and of
 the coefficients, which stay near their defaults unless measurements pull. So a handful of points gives a usable answer.
+Hosts differ in speed by more than cards of one kind do, so measurements of several hosts are fitted with a factor for
+each, on all host times, around 1; predictions are for a host of factor 1, since nobody knows that of the next one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from grpo_lab.fit.speed import Coefficients
 from grpo_lab.fit.workload import Workload
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "calibration.json"
-NOISE, PRIOR = 0.1, 0.5
-"""Standard deviations, as logarithms: of a measured phase, and of a coefficient around its default."""
+NOISE, PRIOR, HOSTS = 0.1, 0.5, 0.2
+"""Standard deviations, as logarithms: of a measured phase, of a coefficient around its default, and of how slow hosts
+are."""
 ROUNDS, ENOUGH = 20, 1e-3
 """Of the fit: most steps, and the step below which it has arrived."""
 
@@ -43,6 +46,8 @@ class Measurement:
     """Role -> GiB; of the trainer what torch reserved."""
     out_of_memory: bool = False
     """It failed for want of GPU memory; then, and where a run ended within its warm-up, `seconds` is empty."""
+    host: str = ""
+    """The same for all measurements of one host, whatever it is."""
 
     def predicted(self, known: Coefficients) -> dict[str, float]:
         """The same phases."""
@@ -64,6 +69,8 @@ class Calibration:
     covered: tuple[tuple[str, str], ...] = ()
     """Pairs of card and mode that were measured."""
     points: tuple[Mapping[str, Any], ...] = ()
+    hosts: Mapping[str, float] = field(default_factory=dict)
+    """Host -> how slow it is; of several."""
 
     def band(self, card: str, mode: str) -> float | None:
         if self.spread is None or (card, mode) not in self.covered:
@@ -76,7 +83,7 @@ def calibrate(measurements: Sequence[Measurement]) -> Calibration:
     measurements = [one for one in measurements if one.seconds]
     if not measurements:
         raise RequestError("no finished measurement to calibrate with")
-    known, left_out = fit(measurements), leave_one_out(measurements)
+    (known, hosts), left_out = fit(measurements), leave_one_out(measurements)
     return Calibration(
         known,
         _spread(list(left_out.values())) if left_out else None,
@@ -93,6 +100,7 @@ def calibrate(measurements: Sequence[Measurement]) -> Calibration:
             }
             for one in measurements
         ),
+        hosts,
     )
 
 
@@ -107,43 +115,51 @@ def leave_one_out(measurements: Sequence[Measurement]) -> dict[str, float]:
     models = {one.model for one in measurements}
     errors: dict[str, float] = {}
     for model in models if len(models) > 1 else ():
-        known = fit([one for one in measurements if one.model != model])
+        known, _ = fit([one for one in measurements if one.model != model])
         errors |= {one.name: one.error(known) for one in measurements if one.model == model}
     return errors
 
 
-def fit(measurements: Sequence[Measurement], start: Coefficients | None = None) -> Coefficients:
-    """Gauss-Newton on logarithms, each step halved until it helps."""
+def fit(measurements: Sequence[Measurement]) -> tuple[Coefficients, dict[str, float]]:
+    """Coefficients, and how slow each host is if there are several. Gauss-Newton on logarithms, each step halved until
+    it helps."""
     import numpy as np
 
-    start = start or Coefficients()
     names = [one.name for one in fields(Coefficients)]
-    origin = np.log([getattr(start, name) for name in names])
+    hosts = sorted({one.host for one in measurements})
+    hosts = hosts if len(hosts) > 1 else []
+    origin = np.log([*asdict(Coefficients()).values(), *(1.0 for _ in hosts)])
+    width = np.array([*(PRIOR for _ in names), *(HOSTS for _ in hosts)])
+    most = np.array([1.0 if name in speed.SHARES else np.inf for name in names])
+
+    def read(place: Any) -> tuple[Coefficients, dict[str, float]]:
+        values = np.minimum(np.exp(place[: len(names)]), most).tolist()
+        factors = np.exp(place[len(names) :]).tolist()
+        return Coefficients(*values), dict(zip(hosts, factors, strict=True))
 
     def residuals(place: Any) -> Any:
-        known = Coefficients(**dict(zip(names, np.exp(place).tolist(), strict=True)))
-        return np.array([*_residuals(measurements, known), *((place - origin) / PRIOR)])
+        known, slow = read(place)
+        of_host = {one.host: known.on_host(slow.get(one.host, 1.0)) for one in measurements}
+        off = [error for one in measurements for error in _residuals(one, of_host[one.host])]
+        return np.array([*off, *((place - origin) / width)])
 
     place, now = origin.copy(), residuals(origin)
     for _ in range(ROUNDS):
-        slopes = np.array([(residuals(place + 1e-4 * axis) - now) / 1e-4 for axis in np.eye(len(names))]).T
+        slopes = np.array([(residuals(place + 1e-4 * axis) - now) / 1e-4 for axis in np.eye(len(origin))]).T
         step = np.linalg.lstsq(slopes, -now, rcond=None)[0]
         while (then := residuals(place + step)) @ then > now @ now and np.abs(step).max() > ENOUGH:
             step = step / 2
         if np.abs(step).max() <= ENOUGH:
             break
         place, now = place + step, then
-    return Coefficients(**{name: float(value) for name, value in zip(names, np.exp(place), strict=True)})
+    return read(place)
 
 
-def _residuals(measurements: Sequence[Measurement], known: Coefficients) -> list[float]:
-    found = []
-    for one in measurements:
-        predicted, whole = one.predicted(known), sum(one.seconds.values())
-        for phase, seconds in one.seconds.items():
-            if seconds > 0 and predicted[phase] > 0:
-                found.append(math.sqrt(seconds / whole) * math.log(predicted[phase] / seconds) / NOISE)
-    return found
+def _residuals(one: Measurement, known: Coefficients) -> Iterator[float]:
+    predicted, whole = one.predicted(known), sum(one.seconds.values())
+    for phase, seconds in one.seconds.items():
+        if seconds > 0 and predicted[phase] > 0:
+            yield math.sqrt(seconds / whole) * math.log(predicted[phase] / seconds) / NOISE
 
 
 def load(path: Path | None = None) -> Calibration:
@@ -152,10 +168,12 @@ def load(path: Path | None = None) -> Calibration:
     if row is None:
         raise RequestError(f"plan.calibration={path}: no such file; python -m grpo_lab.plan calibrate writes one")
     covered = tuple((str(card), str(mode)) for card, mode in row["covered"])
-    return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, tuple(row["points"]))
+    points, hosts = tuple(row["points"]), row.get("hosts", {})
+    return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, points, hosts)
 
 
 def save(found: Calibration, path: Path) -> None:
     row = asdict(found)
-    row["coefficients"] = {name: float(f"{value:.5g}") for name, value in row["coefficients"].items()}
+    for numbers in ("coefficients", "hosts"):
+        row[numbers] = {name: float(f"{value:.5g}") for name, value in row[numbers].items()}
     store.write_json(path, row)

@@ -20,7 +20,7 @@ from grpo_lab.errors import RequestError
 from grpo_lab.fit.calibration import Measurement
 from grpo_lab.fit.hardware import Card, Cluster, card_of, presets
 from grpo_lab.fit.parts import Layout
-from grpo_lab.fit.workload import prompt_tokens, workload
+from grpo_lab.fit.workload import workload
 from grpo_lab.machine import Gpu
 from grpo_lab.plan import Ports, make_plan
 from grpo_lab.store import Row, Run
@@ -32,20 +32,20 @@ OOM = "oom"
 
 def read(paths: Iterable[Path]) -> list[Measurement]:
     """Of folders with runs below them, and of CSV files, on a card that is known: what finished, and what went out of
-    GPU memory.
+    GPU memory. Each is taken to be of one host.
 
     Raises:
         RequestError: for a path that is neither.
     """
-    found: list[Measurement] = []
-    for path in paths:
-        if path.is_dir():
-            found += [one for file in sorted(path.rglob("result.json")) for one in from_run(Run(file.parent))]
-        elif path.suffix == ".csv" and path.is_file():
-            found += from_csv(path)
-        else:
-            raise RequestError(f"{path}: neither a folder with runs nor a CSV file")
-    return found
+    return [replace(one, host=str(path)) for path in paths for one in _of(path)]
+
+
+def _of(path: Path) -> Sequence[Measurement]:
+    if path.is_dir():
+        return [one for file in sorted(path.rglob("result.json")) for one in from_run(Run(file.parent))]
+    if path.suffix == ".csv" and path.is_file():
+        return from_csv(path)
+    raise RequestError(f"{path}: neither a folder with runs nor a CSV file")
 
 
 def from_run(run: Run) -> Iterator[Measurement]:
@@ -73,8 +73,9 @@ def from_run(run: Run) -> Iterator[Measurement]:
         batch["accumulation"],
         config.nodes,
     )
+    prompt = (metrics.get("prompt_tokens") or {}).get("value")
     if rate and finished:
-        yield _measured(run.folder.name, config, layout, card, seconds, rate, str(run.folder), peaks)
+        yield _measured(run.folder.name, config, layout, card, seconds, rate, str(run.folder), peaks, prompt)
     else:
         yield _as_asked(run.folder.name, config, layout, card, str(run.folder), peaks, failed)
 
@@ -87,7 +88,11 @@ def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterato
 
 
 def from_csv(path: Path) -> list[Measurement]:
-    """Rows of `report --csv`, or of a table with its columns; `command` (or `overrides`) says what was asked."""
+    """Rows of `report --csv`, or of a table with its columns; `command` (or `overrides`) says what was asked.
+
+    Raises:
+        RequestError: for a row of layout=auto, whose layout only the run's folder holds.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if _failed(row) or (row.get("status") or "finished") == "finished"]
     configs = _composed([_overrides(row) for row in rows])
@@ -129,7 +134,8 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
         layout = Layout(config.vllm.mode, config.vllm.tp, config.vllm.dp, 0, "ddp", 0, 0)
         whole = {"generate": work.completions * work.completion / rate}
         return Measurement(row["run"], config.model.name, work, layout, card, whole, source, peaks)
-    return _measured(row["run"], config, _layout(row, config, card), card, seconds, rate, source, peaks)
+    prompt = float(row["prompt_tokens"]) if row.get("prompt_tokens") else None
+    return _measured(row["run"], config, _layout(row, config, card), card, seconds, rate, source, peaks, prompt)
 
 
 def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, card: Card, source: str) -> Measurement:
@@ -168,17 +174,20 @@ def _measured(
     rate: float,
     source: str,
     peaks: dict[str, float],
+    prompt: float | None,
 ) -> Measurement:
-    """With the completions' mean length, which is what rate and time of generation say."""
+    """With the prompts' mean length, where it was counted, and the completions', which is what rate and time of
+    generation say."""
     mean = round(rate * seconds["generate"] / int(config.grpo["generation_batch_size"]))
-    work = workload(config, prompt=prompt_tokens(config), completion=max(1, mean))
+    work = workload(config, prompt=round(prompt) if prompt else None, completion=max(1, mean))
     return Measurement(name, config.model.name, work, layout, card, seconds, source, peaks)
 
 
 def _overrides(row: dict[str, str]) -> list[str]:
-    if row.get("overrides"):
-        return shlex.split(row["overrides"])
-    return shlex.split(row["command"])[3:]  # python -m grpo_lab.train
+    words = shlex.split(row["overrides"]) if row.get("overrides") else shlex.split(row["command"])[3:]
+    if "layout=auto" in words:
+        raise RequestError(f"{row['run']}: layout=auto, so the table does not say what ran; give the run's folder")
+    return words
 
 
 def _composed(asked: Iterable[Sequence[str]]) -> list[Config]:

@@ -8,7 +8,7 @@ host needs between, plus communication; nothing is taken to overlap beyond that.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpo_lab.fit import memory
 from grpo_lab.fit.hardware import Card
@@ -37,6 +37,8 @@ class Coefficients:
     """The same for each sequence in it: sampling, detokenizing, log-probabilities as Python objects."""
     server_step_s: float = 2e-3
     server_sequence_s: float = 1e-5
+    server_logprob_s: float = 1.6e-5
+    """The same of its log-probabilities, which training asks for (benchmarks/logprob_cost.py)."""
     allreduce_s: float = 1.2e-5
     """Latency of one all-reduce within a tensor-parallel group."""
     link: float = 0.7
@@ -52,6 +54,19 @@ class Coefficients:
     other_s: float = 0.03
     other_completion_s: float = 3e-4
     """Host time of a step outside of all phases, and of one completion of a process in it."""
+
+    def on_host(self, slow: float) -> Coefficients:
+        """Of a host on which all that waits for it takes `slow` times as long."""
+        return replace(self, **{name: getattr(self, name) * slow for name in HOST})
+
+
+SHARES = ("bandwidth", "decode_matrix", "matrix", "link", "transfer")
+"""The coefficients that cannot be more than 1."""
+HOST = (
+    *("step_s", "sequence_s", "server_step_s", "server_sequence_s", "server_logprob_s"),
+    *("sync_layer_s", "eager_layer_s", "adapter_s", "other_s", "other_completion_s"),
+)
+"""Host times."""
 
 
 def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> Phases:
@@ -99,6 +114,7 @@ def decode_step(work: Workload, layout: Layout, card: Card, known: Coefficients,
     cache = sequences * (work.prompt + work.completion / 2) * memory.kv_bytes(work, tp) / bandwidth
     served = layout.mode == "server"
     step_s, each_s = (known.server_step_s, known.server_sequence_s) if served else (known.step_s, known.sequence_s)
+    each_s += known.server_logprob_s if served and layout.trainer else 0.0
     reduced = 2 * (tp - 1) / tp * sequences * shape.hidden * 2 / (card.link * known.link)
     reduce = 2 * shape.layers * (known.allreduce_s + reduced) if tp > 1 else 0.0
     return linear + cache + reduce + step_s + each_s * sequences

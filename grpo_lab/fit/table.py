@@ -148,4 +148,7 @@ def errors(found: Calibration) -> str:
     if blind:
         summary = f"median {statistics.median(blind):.1%}, largest {max(blind):.1%}"
         lines += ["", f"{len(blind)} predictions for a model that the fit did not see: {summary}"]
+    if found.hosts:
+        slow = ", ".join(f"{host} {factor:.2f}" for host, factor in found.hosts.items())
+        lines += ["", f"host times, of the predicted: {slow}"]
     return "\n".join(lines) + "\n"

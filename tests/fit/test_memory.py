@@ -18,6 +18,7 @@ SEVEN = 7_615_616_512
 COLUMNS = [
     ROOT / "experiments/layouts_h200/results/layouts.csv",
     ROOT / "experiments/predictor/points.csv",
+    ROOT / "experiments/colocate_vs_server/results/h200.csv",
     ROOT / "experiments/tp_dp_2gpu/results/h200.csv",
 ]
 """What the shipped coefficients rest on."""
@@ -138,16 +139,19 @@ def found() -> list[Compared]:
 def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Compared]) -> None:
     """Or within half a GiB. The trainer's peak is what torch reserved: without the CUDA context, with a colocated vLLM
     in it, and with blocks that torch frees when it needs them. Beside a server vLLM 0.26 left 2 GiB of these behind at
-    each of 8 syncs (vLLM's gh-52950): there the prediction is held to the peak less those. The cache of transformers'
-    generate outgrows its block with every token: with 512 tokens and more the prediction is held not to be above."""
+    each of 8 syncs (vLLM's gh-52950): there the prediction, which has those of one, is held to the peak less seven. The
+    cache of transformers' generate outgrows its block with every token: with 512 tokens and more the prediction is held
+    not to be above."""
     missed = {(one.measured.name, role) for one in found for role in one.gib if not one.met(role)}
     outgrown = {(f"grpo.num_generations=16,grpo.max_completion_length={n},vllm=off", "trainer") for n in (512, 1024)}
-    beside = {(name, "trainer") for name in ("server-2gpu-1+1", "server-4gpu-dp2+2", "server-4gpu-tp2+2")}
+    servers = [one.measured for one in found if one.measured.layout.mode == "server" and one.measured.peaks]
+    beside = {(one.name, "trainer") for one in servers}
+    assert len(beside) == 6
     assert missed == outgrown | beside
-    assert sum(len(one.gib) for one in found) == 27
+    assert sum(len(one.gib) for one in found) == 36
     for one in found:
         if (one.measured.name, "trainer") in beside:
-            assert one.gib["trainer"] + 8 * 2.0 == pytest.approx(one.measured.peaks["trainer"], rel=0.1)
+            assert one.gib["trainer"] + 7 * 2.0 == pytest.approx(one.measured.peaks["trainer"], rel=0.1)
         if (one.measured.name, "trainer") in outgrown:
             assert one.gib["trainer"] < one.measured.peaks["trainer"]
 
