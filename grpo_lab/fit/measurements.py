@@ -184,7 +184,8 @@ def _measured(
 
 
 def _overrides(row: dict[str, str]) -> list[str]:
-    words = shlex.split(row["overrides"]) if row.get("overrides") else shlex.split(row["command"])[3:]
+    asked = row.get("overrides")
+    words = shlex.split(asked) if asked else shlex.split(row["command"])[3:]  # python -m grpo_lab.train
     if "layout=auto" in words:
         raise RequestError(f"{row['run']}: layout=auto, so the table does not say what ran; give the run's folder")
     return words
