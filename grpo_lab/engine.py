@@ -128,23 +128,25 @@ a step 3 to 40 times as long."""
 
 
 def server_env(
-    *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), eager: bool = True
+    *, on_cpu: bool, tp: int, dp: int, cores: int, gpus: Sequence[str] = (), engine: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Environment of the server, over the harness's own. `eager`: vLLM's enforce_eager, as far as a CPU is meant."""
+    """Environment of the server, over the harness's own. `engine`: the user's engine arguments."""
     env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", **QUIET}
     if not on_cpu:
         return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-    return {**env, **cpu_env(tp * dp, cores=cores, eager=eager)}
+    return {**env, **cpu_env(tp * dp, cores=cores, engine=engine or {})}
 
 
-def cpu_env(workers: int, *, cores: int, eager: bool) -> dict[str, str]:
-    """Environment of a vLLM with so many workers on a CPU, server or colocated."""
+def cpu_env(workers: int, *, cores: int, engine: Mapping[str, Any]) -> dict[str, str]:
+    """Environment of a vLLM with so many workers on a CPU, server or colocated. `engine`: the user's arguments."""
     # Even then the sampler is compiled, at the first request and with a C++ compiler, which takes half a minute.
-    uncompiled = {"TORCHDYNAMO_DISABLE": "1"} if eager else {}
+    uncompiled = {"TORCHDYNAMO_DISABLE": "1"} if engine.get("enforce_eager", True) else {}
+    # GiB for each worker; the default is a share of the host's memory. It would beat the user's kv_cache_memory_bytes.
+    room = {} if "kv_cache_memory_bytes" in engine else {"VLLM_CPU_KVCACHE_SPACE": "1"}
     return {
         **uncompiled,
         **PATIENT,
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB for each worker; the default is a share of the host's memory
+        **room,
         # vLLM would pin every run's worker 0 to the same cores, and refuses tp=2 where there is one NUMA node.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, cores // workers)),

@@ -376,8 +376,10 @@ def test_server_env() -> None:
     assert gpu["VLLM_SERVER_DEV_MODE"] == "1"
     cpu = server_env(on_cpu=True, tp=2, dp=2, cores=2)
     assert (cpu["OMP_NUM_THREADS"], cpu["VLLM_CPU_OMP_THREADS_BIND"]) == ("1", "nobind")
-    compiled = server_env(on_cpu=True, tp=1, dp=1, cores=2, eager=False)
+    compiled = server_env(on_cpu=True, tp=1, dp=1, cores=2, engine={"enforce_eager": False})
     assert set(cpu) - set(compiled) == {"TORCHDYNAMO_DISABLE"}  # without it vLLM's compilation fails
+    roomy = server_env(on_cpu=True, tp=1, dp=1, cores=2, engine={"kv_cache_memory_bytes": 2**27})
+    assert set(cpu) - set(roomy) == {"VLLM_CPU_KVCACHE_SPACE"}  # with it vLLM would not heed the argument
 
 
 def test_vllm_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

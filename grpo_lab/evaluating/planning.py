@@ -213,6 +213,6 @@ def commands_of(request: Request, plan: EvaluationPlan, machine: Machine, work: 
 
 def _cpu_env(plan: EvaluationPlan, machine: Machine) -> dict[str, str]:
     """One worker runs in the answering process itself, which halves the start-up."""
-    workers, eager = plan.engine["tensor_parallel_size"], plan.engine["enforce_eager"]
+    workers = plan.engine["tensor_parallel_size"]
     alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if workers == 1 else {}
-    return alone | cpu_env(workers, cores=machine.cores, eager=eager)
+    return alone | cpu_env(workers, cores=machine.cores, engine=plan.engine)

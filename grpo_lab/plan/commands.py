@@ -138,7 +138,7 @@ def server_of(
         dp=vllm.dp // len(roles.server),
         cores=machine.cores,
         gpus=gpus,
-        eager=vllm.engine.get("enforce_eager", True),
+        engine=vllm.engine,
     )
     env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
     env |= {} if guarded else {KEY: ""}
@@ -243,11 +243,10 @@ def _trainer_env(
         # Read by accelerate before it knows the plan: gradients in the host's memory are reduced over gloo.
         env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
     if config.vllm.mode == "colocate":
-        eager = config.vllm.engine.get("enforce_eager", True)
         env |= QUIET
         # Left alone, TRL 1.16 looks for a free one, 29500 first: two runs that start together find the same.
         env |= {"MASTER_PORT": str(ports.rendezvous)} if roles.processes == 1 else {}
-        env |= {} if gpus else cpu_env(processes, cores=machine.cores, eager=eager)
+        env |= {} if gpus else cpu_env(processes, cores=machine.cores, engine=config.vllm.engine)
     if config.vllm.mode == "server":
         # TRL's HTTP session would take a proxy to the server, and its NCCL group the first address of the host.
         direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", *(server.address for server in roles.server)]))
