@@ -122,9 +122,9 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "SPT_NOENV": "1"}
 """No usage reports; and vLLM's processes keep their environment in sight when they rename themselves (setproctitle)."""
 
 
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Idle OpenMP threads sleep instead of spinning: with trainer, server or another run on the same cores, spinning made
-a step 3 to 40 times as long."""
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+"""Idle threads sleep instead of spinning: with trainer, server or another run on the same cores, OpenMP's made a step 3
+to 40 times as long, and NumPy's and SciPy's (OpenBLAS: for 2^4 cycles, by default 2^26) take 0.2 s of every start."""
 
 
 def server_env(

@@ -10,12 +10,12 @@ STARTED = time.perf_counter()  # before torch: start-up time is what a user wait
 
 if __name__ == "__main__":
     from grpo_lab import store
-    from grpo_lab.worker.imports import without_vllm
+    from grpo_lab.worker.imports import uncollected, without_vllm
 
     folder = Path(sys.argv[1])
-    if store.read_json(store.Run(folder).plan)["mode"] == "off":
-        without_vllm()
-
-    from grpo_lab.worker.training import train
+    with uncollected():
+        if store.read_json(store.Run(folder).plan)["mode"] == "off":
+            without_vllm()
+        from grpo_lab.worker.training import train
 
     train(folder, started=STARTED)
