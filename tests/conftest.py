@@ -26,7 +26,8 @@ GSM8K = Path(os.environ.get("GRPO_LAB_GSM8K", ROOT.parent / "shared" / "data" / 
 
 SHORT = ["grpo.max_steps=4", "eval.problems=32", "grpo.generation_batch_size=32", "tracker=none"]
 """Overrides for a run of seconds that still trains."""
-
+SMALL_CACHE = f"vllm.engine.kv_cache_memory_bytes={2**27}"
+"""With vLLM on a CPU, which takes two seconds to clear the usual GiB."""
 
 def cli(
     *overrides: str, module: str = "grpo_lab.train", cwd: Path | None = None, timeout_s: float = 300

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -20,7 +23,7 @@ from grpo_lab.processes import Child
 from grpo_lab.server import fetch
 from grpo_lab.server_key import KEY
 from grpo_lab.store import Run
-from tests.conftest import SHORT, cli, running, wait_for_step
+from tests.conftest import SHORT, SMALL_CACHE, cli, running, wait_for_step
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -35,15 +38,32 @@ LAYOUTS = {
     "server-tp2": ["vllm=server", "vllm.tp=2"],
     "server-dp2": ["vllm=server", "vllm.dp=2"],
 }
-LEARNING = ["grpo.max_steps=10", "eval.problems=400", "tracker=none", "vllm.check_sync_every=1"]
-LEARNING += ["eval.every=5", "eval.every_problems=40"]
+LEARNING = ["grpo.max_steps=10", "eval.problems=400", "tracker=none", "vllm.check_sync_every=1", "seed=7"]
+LEARNING += ["eval.every=5", "eval.every_problems=40", SMALL_CACHE]
+SECRET = "zqserverkey7731"
+
+Learned = Callable[[str], tuple[Run, "subprocess.CompletedProcess[str]"]]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """The run of a layout and how it ended; each is run once."""
+    runs = tmp_path_factory.mktemp("learned")
+
+    @cache
+    def run_of(layout: str) -> tuple[Run, subprocess.CompletedProcess[str]]:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv(KEY, SECRET)
+            return Run(runs / layout), cli(
+                *LEARNING, *LAYOUTS[layout], f"runs_dir={runs}", f"name={layout}", timeout_s=600
+            )
+
+    return run_of
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY, "zqserverkey7731")
-    ended = cli(*LEARNING, *LAYOUTS[layout], f"runs_dir={runs}", "name=one", timeout_s=600)
-    run = Run(runs / "one")
+def test_a_run_learns_and_its_weights_arrive(layout: str, learned: Learned) -> None:
+    run, ended = learned(layout)
     assert ended.returncode == 0, ended.stdout + ended.stderr + tail(run)
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, 11))
@@ -56,30 +76,36 @@ def test_a_run_learns_and_its_weights_arrive(layout: str, runs: Path, monkeypatc
     assert gain["ci95"][0] > 0
     assert answers_differ(run)
     assert not leftovers(run.folder)
-    assert not [file for file in run.folder.rglob("*") if file.is_file() and b"zqserverkey7731" in file.read_bytes()]
-    assert "zqserverkey7731" not in ended.stdout + ended.stderr
+    assert not [file for file in run.folder.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
+    assert SECRET not in ended.stdout + ended.stderr
 
 
-def test_two_seeds_differ_and_one_seed_repeats(runs: Path) -> None:
-    """Colocated. A server samples in the order in which its requests are scheduled, which no seed decides."""
-    texts = [first_completions("colocate", seed, runs / name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    assert texts[0] == texts[1]
-    assert texts[0] != texts[2]
-
-
-def test_the_seed_reaches_a_server(runs: Path) -> None:
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.startswith("server")])
+def test_the_seed_reaches_a_server(layout: str, learned: Learned) -> None:
     """The run ends as failed if the server says that it has another seed; so it has this one."""
-    assert first_completions("server", 7, runs / "seven")
-    assert "--seed" in (argv := store.read_json(Run(runs / "seven").plan)["server"]["argv"])
+    run, ended = learned(layout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert first_completions(run)
+    assert "--seed" in (argv := store.read_json(run.plan)["server"]["argv"])
     assert argv[argv.index("--seed") + 1] == "7"
 
 
-def first_completions(layout: str, seed: int, folder: Path) -> str:
-    """Of one step."""
-    asked = ["grpo.max_steps=1", "eval.enabled=false", "tracker=none", *LAYOUTS[layout], f"seed={seed}"]
-    ended = cli(*asked, f"runs_dir={folder.parent}", f"name={folder.name}", timeout_s=600)
+def test_two_seeds_differ_and_one_seed_repeats(learned: Learned, runs: Path) -> None:
+    """Colocated. A server samples in the order in which its requests are scheduled, which no seed decides."""
+    first, ended = learned("colocate")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return json.dumps(pyarrow.parquet.read_table(Run(folder).completions)["completion"].to_pylist())
+    for seed in (7, 8):
+        asked = ["grpo.max_steps=1", "eval.enabled=false", "tracker=none", SMALL_CACHE, *LAYOUTS["colocate"]]
+        ended = cli(*asked, f"seed={seed}", f"runs_dir={runs}", f"name={seed}", timeout_s=600)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert first_completions(Run(runs / "7")) == first_completions(first)
+    assert first_completions(Run(runs / "8")) != first_completions(first)
+
+
+def first_completions(run: Run) -> str:
+    """Of the first step."""
+    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
+    return json.dumps([row["completion"] for row in rows if row["step"] == 1])
 
 
 def test_wrong_weights_end_the_run(runs: Path) -> None:
@@ -87,6 +113,7 @@ def test_wrong_weights_end_the_run(runs: Path) -> None:
     ended = cli(
         *SHORT,
         "vllm=colocate",
+        SMALL_CACHE,
         "vllm.engine.dtype=bfloat16",
         "vllm.max_logp_difference=1e-4",
         f"runs_dir={runs}",
@@ -102,8 +129,8 @@ def test_a_server_that_somebody_else_started(tmp_path: Path, monkeypatch: pytest
     """vllm.url: refused with what does not fit or without its key, used where all does, and left running."""
     monkeypatch.setenv(KEY, "its own")
     policy = {"served_name": "mine", "seed": 3, "max_model_len": None, "gpu_memory_utilization": None}
-    engine = {"enforce_eager": True, "dtype": "float32"}
-    env = server_env(on_cpu=True, tp=1, dp=1, cores=2)
+    engine = {"enforce_eager": True, "dtype": "float32", "kv_cache_memory_bytes": 2**27}
+    env = server_env(on_cpu=True, tp=1, dp=1, cores=2, engine=engine)
     env |= vllm_metadata(tmp_path, env)
     with lease(1) as (port,):
         where = {"host": "127.0.0.1", "port": port, "tp": 1, "dp": 1, "backend": "gloo"}
@@ -134,7 +161,7 @@ def wait_for_health(url: str, timeout_s: float = 300) -> None:
     raise TimeoutError(url)
 
 
-ENDLESS = [*SHORT, "vllm=server", "grpo.max_steps=2000", "eval.enabled=false"]
+ENDLESS = [*SHORT, "vllm=server", SMALL_CACHE, "grpo.max_steps=2000", "eval.enabled=false"]
 
 
 def test_a_killed_conductor_takes_the_server_with_it(runs: Path) -> None:
