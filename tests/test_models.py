@@ -25,7 +25,7 @@ from grpo_lab.plan.checks import ATTENTION, KERNEL
 from grpo_lab.policy import ASSETS, Shape
 from grpo_lab.random_weights import make
 from grpo_lab.store import Run
-from tests.conftest import cli
+from tests.conftest import SMALL_CACHE, cli
 from tests.test_plan import ON_CPU, PORTS, asked, planned, with_gpus
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "path")
@@ -296,7 +296,8 @@ def test_vllm_gets_the_weights_of_another_family(cache_folder: Path, runs: Path)
     """Llama, whose rotary embedding and tied output layer differ from those of the tiny policy."""
     sizes = [f"model.architecture.{key}={value}" for key, value in SMALL.items()]
     asks = ["model=llama-3.2-1b", "model.weights=random", *sizes, "vllm=colocate", "vllm.max_model_len=256"]
-    asks += ["grpo.max_steps=3", "grpo.learning_rate=1e-3", "grpo.generation_batch_size=16", "vllm.check_sync_every=1"]
+    asks += [SMALL_CACHE, "vllm.check_sync_every=1"]
+    asks += ["grpo.max_steps=3", "grpo.learning_rate=1e-3", "grpo.generation_batch_size=16"]
     asks += ["grpo.max_completion_length=16", "eval.enabled=false", "tracker=none", "rewards=[unique_chars]"]
     ended = cli(*asks, f"runs_dir={runs}", "name=llama")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -12,13 +12,13 @@ import pytest
 
 from grpo_lab import store
 from grpo_lab.store import Run
-from tests.conftest import cli, running
+from tests.conftest import SMALL_CACHE, cli, running
 from tests.faults.wreck import SAVE, STEPS, Blow, expect_nothing_left, expect_whole, strike
 
 BRIEF = [f"grpo.max_steps={STEPS}", f"grpo.save_steps={SAVE}", "eval.problems=32", "grpo.generation_batch_size=32"]
 LIMITS = ["timeouts.startup=400", "timeouts.step=150", "timeouts.sync=90"]
 RANKS = [*BRIEF, *LIMITS, "trainer_gpus=2"]
-SERVER = [*RANKS, "vllm=server"]
+SERVER = [*RANKS, "vllm=server", SMALL_CACHE]
 
 KILL, TERM, INT, STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP
 WAYS = ((KILL,), (TERM,), (INT,), (STOP, KILL))

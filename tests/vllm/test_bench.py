@@ -14,7 +14,7 @@ from grpo_lab import store
 from grpo_lab.plan import RUN_VARIABLE
 from grpo_lab.processes import carriers
 from grpo_lab.store import Run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_CACHE
 from tests.test_bench import argv, bench
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -78,7 +78,7 @@ def test_colocated_engines(runs: Path) -> None:
 
 def test_a_server_that_dies_fails_the_bench_with_its_class(runs: Path) -> None:
     run = Run(runs / "dies")
-    words = (*SMALL, "vllm=server", "bench.repeats=100000", f"runs_dir={runs}", "name=dies")
+    words = (*SMALL, "vllm=server", SMALL_CACHE, "bench.repeats=100000", f"runs_dir={runs}", "name=dies")
     with subprocess.Popen(
         argv(words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
