@@ -102,7 +102,7 @@ def test_fates(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kill_9_of_the_launcher_and_the_same_command_again(runs: Path) -> None:
     command = ["--multirun", f"runs_dir={runs}", *SHORT, "eval.enabled=false", "seed=1,2,3"]
-    command += ["grpo.max_steps=40", "grpo.save_steps=5"]
+    command += ["grpo.max_steps=20", "grpo.save_steps=5"]
     argv = [sys.executable, "-m", "grpo_lab.train", *command]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
         while not (runs.is_dir() and any(runs.rglob("metrics.jsonl"))):
@@ -119,7 +119,7 @@ def test_kill_9_of_the_launcher_and_the_same_command_again(runs: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert statuses(sweep) == {f"seed={seed}": ("finished", None) for seed in (1, 2, 3)}
     for seed in (1, 2, 3):
-        assert [row["step"] for row in sweep.run(f"seed={seed}").rows()] == list(range(1, 41))
+        assert [row["step"] for row in sweep.run(f"seed={seed}").rows()] == list(range(1, 21))
     assert "going on from step" in sweep.log("seed=1").read_text()
 
 
