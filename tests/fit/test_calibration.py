@@ -113,6 +113,22 @@ def test_the_faster_of_two_layouts_is_predicted() -> None:
             assert predicted == pytest.approx(measured, rel=0.2)
 
 
+def test_colocated_against_a_server_is_predicted() -> None:
+    """Of 1.5B on as many GPUs for both: who won, and by how much."""
+    known = calibration.load().coefficients
+    found = {one.name: one for one in measurements.read(COLUMNS)}
+    pairs = [("2gpu-dp2", "2gpu-1+1"), ("4gpu-dp4", "4gpu-dp2+2"), ("4gpu-tp2dp2", "4gpu-tp2+2")]
+    pairs = [(f"colocate-{over}", f"server-{under}") for over, under in pairs]
+    run = "model=qwen2.5-1.5b,vllm={},vllm.tp=1,grpo.generation_batch_size={}"
+    pairs += [(run.format("colocate", batch), run.format("server", batch)) for batch in (64, 128, 256)]
+    for colocated, served in pairs:
+        over, under = found[colocated], found[served]
+        measured = sum(under.seconds.values()) / sum(over.seconds.values())
+        predicted = sum(under.predicted(known).values()) / sum(over.predicted(known).values())
+        assert measured > 1.4
+        assert predicted == pytest.approx(measured, rel=0.13)
+
+
 @pytest.mark.parametrize(("load", "told"), [("below_8k", 7_612), ("above_8k", 1_629)])
 def test_a_run_that_was_cut_off_is_met_though_it_is_in_no_fit(load: str, told: int) -> None:
     """32B with tp=2: `told` is what experiments/predictor says was predicted, in tokens a second."""
