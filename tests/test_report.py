@@ -318,6 +318,15 @@ def test_a_picture_escapes_names() -> None:
     assert "<script" not in drawn.svg
 
 
+def test_nothing_but_zeros_is_no_picture() -> None:
+    """A timing with random weights, whose rewards are all 0."""
+    steps, none = np.array([1.0, 2.0]), np.zeros(2)
+    flat = curves.Curve("colocate", "tiny", steps, none, none, none, 1)
+    risen = curves.Curve("server", "tiny", steps, steps, steps, steps, 1)
+    assert pictures.curve("reward", [flat]) is None
+    assert pictures.curve("reward", [flat, risen]) is not None
+
+
 def test_engines_with_work_are_counted_not_their_tokens() -> None:
     found = measures.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
     assert found["engines"].text() == ("2", "")
