@@ -55,6 +55,7 @@ def test_a_run_leaves_its_files(finished: tuple[Run, str]) -> None:
     assert pyarrow.parquet.read_table(run.completions).num_rows == 6 * 32
     environment = store.read_json(run.env)
     assert {"torch", "trl", "command", "cores", "git_commit"} <= environment.keys()
+    assert 1 < environment["host_ms"] < 1000
     for told in ("held-out pass@1", "95%", "n=32", "step time", str(run.folder), "reward_curve.png", "wandb sync"):
         assert told in shown
 

@@ -11,7 +11,7 @@ from grpo_lab.report.configurations import failure_of, per_load
 from grpo_lab.store import Row
 
 ASKED = ("kind", "model", "algorithm", "vllm_mode", "tp", "dp", "gpus", "seed", "load", "status")
-CONTEXT = ("cores", "python", *context.VERSIONS, "git_commit", "command")
+CONTEXT = ("cores", "host_ms", "python", *context.VERSIONS, "git_commit", "command")
 
 
 def table(rows: Iterable[Row]) -> list[Row]:
