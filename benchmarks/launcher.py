@@ -116,13 +116,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     asked = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    machine = describe(read_machine())
+    where = {key: machine[key] for key in ("processor", "cores", "python", "hydra-core")}
     for name in asked.names or MEASUREMENTS:
         with tempfile.TemporaryDirectory() as scratch:
             row = MEASUREMENTS[name](Path(scratch) / "sweep")
         print(f"{row['what']}: {row['value']:.3f} {row['unit']} (n={row['n']})", flush=True)
-        rows.append(
-            row | {key: describe(read_machine())[key] for key in ("processor", "cores", "python", "hydra-core")}
-        )
+        rows.append(row | where)
     if asked.csv:
         with asked.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -43,8 +44,7 @@ LONG = (
     "faults/test_repeat.py",
 )
 """Files of minutes, or of a minute in one test. Begun last, one of them would keep one worker busy while the other has
-nothing left to do. Of two workers the first is dealt the first and the third: with vLLMs of several processes, which
-beside each other take twice as long."""
+nothing left to do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,6 +83,12 @@ def wait_for_step(run: Run, step: int, timeout_s: float = 300) -> None:
     while not any(row["step"] >= step for row in run.rows()):
         assert time.monotonic() < deadline, f"no step {step} within {timeout_s} s"
         time.sleep(0.2)
+
+
+def first_completions(run: Run) -> list[object]:
+    """Of the first step."""
+    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
+    return [row["completion"] for row in rows if row["step"] == 1]
 
 
 def ownerless() -> set[str]:

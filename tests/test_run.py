@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import pytest
 from grpo_lab import store
 from grpo_lab.results import PHASES
 from grpo_lab.store import Run
-from tests.conftest import GSM8K, SHORT, cli, running, wait_for_step
+from tests.conftest import GSM8K, SHORT, cli, first_completions, running, wait_for_step
 from tests.offline_wandb import history, wandb_records
 
 SPY = ["rewards.vllm_imported._target_=tests.rows.vllm_imported", "rewards.vllm_imported.weight=0"]
@@ -246,8 +245,3 @@ def test_two_seeds_differ_and_one_seed_repeats(runs: Path, straight: Run) -> Non
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert first_completions(Run(runs / "0")) == first_completions(straight)
     assert first_completions(Run(runs / "1")) != first_completions(straight)
-
-
-def first_completions(run: Run) -> str:
-    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
-    return json.dumps([row["completion"] for row in rows if row["step"] == 1])

@@ -163,13 +163,14 @@ def _residuals(one: Measurement, known: Coefficients) -> Iterator[float]:
 
 
 def load(path: Path | None = None) -> Calibration:
-    """Raises RequestError for a file that is not there."""
+    """Raises RequestError for a file that is not there, or of a version with other coefficients."""
     row = store.read_json(path or SHIPPED)
     if row is None:
         raise RequestError(f"plan.calibration={path}: no such file; python -m grpo_lab.plan calibrate writes one")
+    if set(row["coefficients"]) != {one.name for one in fields(Coefficients)}:
+        raise RequestError(f"plan.calibration={path}: made by another version; python -m grpo_lab.plan calibrate again")
     covered = tuple((str(card), str(mode)) for card, mode in row["covered"])
-    points, hosts = tuple(row["points"]), row.get("hosts", {})
-    return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, points, hosts)
+    return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, tuple(row["points"]), row["hosts"])
 
 
 def save(found: Calibration, path: Path) -> None:

@@ -168,6 +168,15 @@ def test_a_calibration_that_is_not_there_is_refused(tmp_path: Path) -> None:
         calibration.load(tmp_path / "nothing.json")
 
 
+def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
+    """A coefficient that it does not have would be counted twice: once by default, once in those that it has."""
+    row = json.loads(calibration.SHIPPED.read_text())
+    del row["coefficients"]["server_logprob_s"]
+    (tmp_path / "old.json").write_text(json.dumps(row))
+    with pytest.raises(RequestError, match="made by another version"):
+        calibration.load(tmp_path / "old.json")
+
+
 def bench_folder(folder: Path, prompt_len: Any = 100) -> Path:
     """What a benchmark of a server leaves."""
     folder.mkdir(parents=True)

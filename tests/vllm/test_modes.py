@@ -23,7 +23,7 @@ from grpo_lab.processes import Child
 from grpo_lab.server import fetch
 from grpo_lab.server_key import KEY
 from grpo_lab.store import Run
-from tests.conftest import SHORT, SMALL_CACHE, cli, running, wait_for_step
+from tests.conftest import SHORT, SMALL_CACHE, cli, first_completions, running, wait_for_step
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -100,12 +100,6 @@ def test_two_seeds_differ_and_one_seed_repeats(learned: Learned, runs: Path) -> 
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert first_completions(Run(runs / "7")) == first_completions(first)
     assert first_completions(Run(runs / "8")) != first_completions(first)
-
-
-def first_completions(run: Run) -> str:
-    """Of the first step."""
-    rows = pyarrow.parquet.read_table(run.completions).to_pylist()
-    return json.dumps([row["completion"] for row in rows if row["step"] == 1])
 
 
 def test_wrong_weights_end_the_run(runs: Path) -> None:
