@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -38,6 +39,7 @@ DEFAULTS = Config(
     objective="generated_tokens_per_s_per_gpu",
     launcher=LauncherConfig(exclusive=True),
 )
+ALONE: AbstractContextManager[object] = nullcontext()
 LAST_WORDS_S = 15.0
 """How long a server that has broken its connections may take to be seen dead, with its reason."""
 
@@ -49,8 +51,11 @@ def app(composed: DictConfig) -> float | None:
         return conduct(configuration.from_hydra(composed), Console())
 
 
-def conduct(config: Config, console: Console) -> float | None:
-    """Plan, check, measure. Raises RequestError before anything is started, RunFailed after."""
+def conduct(config: Config, console: Console, turn: AbstractContextManager[object] = ALONE) -> float | None:
+    """Plan, check, measure. Raises RequestError before anything is started, RunFailed after.
+
+    `turn`: entered when the server is ready, left after the last load, for who has several on the same GPUs.
+    """
     results.check_objective(config.objective)
     machine = read_machine()
     folder = Path(config.runs_dir) / (config.name or default_name(config))
@@ -69,7 +74,7 @@ def conduct(config: Config, console: Console) -> float | None:
             finished = settle_folder(run, config, console, show=display.summary)
             if finished is None:
                 create(run, config, plan, machine)
-                finished = execute(run, config, plan, console)
+                finished = execute(run, config, plan, console, turn)
     return results.objective(finished, config.objective)
 
 
@@ -78,14 +83,14 @@ def default_name(config: Config) -> str:
     return f"bench-{config.model.name}-{config.vllm.mode}{layout}-{configuration.identity(config)}"
 
 
-def execute(run: Run, config: Config, plan: BenchPlan, console: Console) -> Row:
+def execute(run: Run, config: Config, plan: BenchPlan, console: Console, turn: AbstractContextManager[object]) -> Row:
     """Start the children, wait for the end, write result.json. Raises RunFailed if the bench did not finish."""
     failed: Row | None = None
     seen: Row = {}
     with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
         try:
             prepare(run, config, plan, progress, stop)
-            measure(run, config, plan, progress, stop, seen)
+            measure(run, config, plan, progress, stop, turn, seen)
         except Failure as failure:
             failed = failure.row
         except ServerError as error:
@@ -107,14 +112,23 @@ def execute(run: Run, config: Config, plan: BenchPlan, console: Console) -> Row:
     return result
 
 
-def measure(run: Run, config: Config, plan: BenchPlan, progress: terminal.Progress, stop: Stop, seen: Row) -> None:
+def measure(
+    run: Run,
+    config: Config,
+    plan: BenchPlan,
+    progress: terminal.Progress,
+    stop: Stop,
+    turn: AbstractContextManager[object],
+    seen: Row,
+) -> None:
     """The server if there is one, and the processes that measure, to their end. Raises what `conductor.train` does."""
     started = time.monotonic()
     with server_of(run, config, plan, stop, progress) as check_server:
         if check_server is not None:
             seen["startup_s"] = time.monotonic() - started
         try:
-            train(run, config, plan, progress, stop, check_server)
+            with turn:
+                train(run, config, plan, progress, stop, check_server)
         except Failure as failure:
             deadline = time.monotonic() + LAST_WORDS_S
             # The client only saw a broken connection; the server's end says why.

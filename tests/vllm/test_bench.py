@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,27 @@ def test_a_server_that_dies_fails_the_bench_with_its_class(runs: Path) -> None:
     assert store.read_json(run.result)["failure"]["class"] == "server_died"
     assert "server" in store.read_json(run.result)["failure"]["message"]
     assert not carriers(RUN_VARIABLE, str(run.folder))
+
+
+def test_servers_side_by_side_are_measured_in_turn(runs: Path) -> None:
+    """benchmarks/side_by_side.py: one that is refused does not keep the others waiting."""
+    common = shlex.join([*SMALL, "model=tiny", f"runs_dir={runs}"])
+    each = [shlex.join([f"name={name}", SMALL_CACHE]) for name in ("first", "second")]
+    refused = "name=refused bench.prompt_len=5000"
+    script = ROOT / "benchmarks/side_by_side.py"
+    command = [sys.executable, str(script), "--common", common, each[0], refused, each[1]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    said = ended.stdout.splitlines()
+    assert ended.returncode == 1
+    assert "5008 tokens in all, and the context of tiny is 1024" in ended.stderr
+    assert said == [
+        f"ready: {each[0]}",
+        f"failed: {refused}",
+        *(f"{word}: {one}" for word, one in (("ready", each[1]), ("done", each[0]), ("done", each[1]))),
+    ]
+    for name in ("first", "second"):
+        run = Run(runs / name)
+        assert store.read_json(run.result)["metrics"]["generated_tokens_per_s"]["n"] == 2
+        assert store.read_json(run.env)["command"].startswith("python -m grpo_lab.bench vllm=server ")
+        assert f"name={name}" in store.read_json(run.env)["command"]
+        assert not carriers(RUN_VARIABLE, str(run.folder))
