@@ -167,7 +167,7 @@ class Engine:
     beside: float
     """CUDA graphs and, of a server, buffers for incoming weights."""
     sequences: float
-    """Sequences of prompt + completion that the pool holds at a time, on all GPUs of the engine together."""
+    """Completions that the pool holds at a time, on all GPUs of the engine together, each with its part of a prompt."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -181,7 +181,8 @@ class Engine:
 
 
 def engine(work: Workload, layout: Layout, card: Card) -> Engine:
-    """One GPU of the tp that an engine has. vLLM takes its share of the whole card, whatever else is on it."""
+    """One GPU of the tp that an engine has. vLLM takes its share of the whole card, whatever else is on it; where it is
+    told the size of its KV cache, that and what it needs beside."""
     shape, tp = work.shape, layout.tp
     share = (SHARE[layout.mode] if work.utilization is None else work.utilization) * card.memory
     own = weights(work) / tp
@@ -189,9 +190,19 @@ def engine(work: Workload, layout: Layout, card: Card) -> Engine:
     rows = min(most_sequences(work, layout, card), batched)
     mlp = shape.mlp * max(1, shape.experts_per_token)
     profiled = batched * (4.0 * shape.hidden + 6.0 * mlp / tp) + 8.0 * rows * shape.vocab
+    if work.cache is not None:
+        share = own + profiled + CONTEXT + work.cache
     pool = share - own - profiled - CONTEXT
     beside = (0.0 if work.eager else GRAPHS) + (4 * min(BUFFER, own) if layout.mode == "server" else 0.0)
-    return Engine(share, own, profiled, pool, beside, max(pool, 0.0) / (kv_bytes(work, tp) * work.length))
+    each = work.prompt / sharing(work, layout) + work.completion
+    return Engine(share, own, profiled, pool, beside, max(pool, 0.0) / (kv_bytes(work, tp) * each))
+
+
+def sharing(work: Workload, layout: Layout) -> float:
+    """Completions of one engine that have a prompt, and its KV cache, in common. A trainer's process gives its engine
+    whole groups; a server deals the completions of one group out to all its engines (experiments/tp_dp_2gpu: of 8
+    completions 7 find their prompt in the cache of one engine, 6 in those of two)."""
+    return work.generations if layout.mode != "server" else max(1.0, work.generations / layout.dp)
 
 
 def most_sequences(work: Workload, layout: Layout, card: Card) -> int:

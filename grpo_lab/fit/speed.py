@@ -87,14 +87,11 @@ def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> P
 
 def generation(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
     """vLLM: prefill of the prompts, once for each engine that completes them, then decoding in waves of as many
-    sequences as the KV cache and max_num_seqs hold (continuous batching: a wave need not be whole). A trainer's process
-    gives its engine whole groups; a server deals the completions of one group out to all its engines
-    (experiments/tp_dp_2gpu: of 8 completions 7 find their prompt in the cache of one engine, 6 in those of two)."""
+    sequences as the KV cache and max_num_seqs hold (continuous batching: a wave need not be whole)."""
     own = work.completions / layout.dp
     room = max(1.0, memory.engine(work, layout, card).sequences)
     together = min(own, room, memory.most_sequences(work, layout, card))
-    shared = work.generations if layout.mode != "server" else max(1.0, work.generations / layout.dp)
-    prompts = max(1.0, own / shared) * work.prompt
+    prompts = max(1.0, own / memory.sharing(work, layout)) * work.prompt
     prefill = prompts * token_flops(work, work.prompt) / (layout.tp * card.flops * known.matrix)
     return prefill + own / together * work.completion * decode_step(work, layout, card, known, together)
 

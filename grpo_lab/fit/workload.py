@@ -51,6 +51,8 @@ class Workload:
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
     offload: bool
+    cache: float | None = None
+    """Bytes of vLLM's KV cache on a GPU, where kv_cache_memory_bytes says it in place of gpu_memory_utilization."""
 
     @property
     def length(self) -> int:
@@ -104,6 +106,7 @@ def workload(config: Config, *, prompt: int | None = None, completion: int | Non
         max_num_seqs=engine.get("max_num_seqs"),
         max_num_batched_tokens=engine.get("max_num_batched_tokens"),
         offload=config.distributed.offload,
+        cache=engine.get("kv_cache_memory_bytes"),
     )
 
 

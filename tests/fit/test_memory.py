@@ -15,11 +15,13 @@ from tests.fit.asked import layout, work
 GIB = memory.GIB
 H100, H200 = presets()["h100"], presets()["h200"]
 SEVEN = 7_615_616_512
+TWO_CARDS, FOUR_CARDS = (ROOT / f"experiments/tp_dp_{cards}gpu/results/h200.csv" for cards in (2, 4))
 COLUMNS = [
     ROOT / "experiments/layouts_h200/results/layouts.csv",
     ROOT / "experiments/predictor/points.csv",
     ROOT / "experiments/colocate_vs_server/results/h200.csv",
-    ROOT / "experiments/tp_dp_2gpu/results/h200.csv",
+    TWO_CARDS,
+    FOUR_CARDS,
 ]
 """What the shipped coefficients rest on."""
 EDGE = ROOT / "experiments/predictor/memory.csv"
@@ -112,6 +114,22 @@ def test_more_tensor_parallelism_leaves_more_cache() -> None:
     room = [memory.engine(asked, layout(mode="server", tp=tp), H100).sequences for tp in (1, 2, 4, 8)]
     assert room == sorted(room)
     assert room[0] < room[1]
+
+
+def test_a_cache_of_given_size_is_taken_as_it_is() -> None:
+    """vLLM then does not look at its share of the card."""
+    asked = work("model=qwen2.5-7b", prompt=512, completion=512, utilization=0.02, cache=9e9)
+    found = memory.engine(asked, layout(mode="server", dp=4), H200)
+    assert found.pool == pytest.approx(9e9)
+    assert found.share == pytest.approx(9e9 + found.weights + found.profiled + memory.CONTEXT)
+    assert work("vllm=server", "vllm.engine.kv_cache_memory_bytes=9000000000").cache == 9_000_000_000
+
+
+@pytest.mark.parametrize(("mode", "dp", "alike"), [("colocate", 4, 8), ("server", 1, 8), ("server", 4, 2)])
+def test_completions_of_one_prompt_share_its_cache(mode: str, dp: int, alike: int) -> None:
+    asked = work("model=qwen2.5-7b", prompt=8192, completion=256, generations=8, cache=9e9)
+    found = memory.engine(asked, layout(mode=mode, dp=dp), H200)
+    assert found.sequences == pytest.approx(9e9 / 57_344 / (8192 / alike + 256))
 
 
 def test_what_surely_fits_is_the_largest_that_does() -> None:
