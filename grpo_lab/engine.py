@@ -80,7 +80,7 @@ def server_argv(
         "middleware": GATE if guarded else None,
     }
     # TRL sends prompts with images through these endpoints, which vLLM 0.30 closed by default.
-    if version is not None and _release(version) >= (0, 30):
+    if version is not None and upstream.release(version) >= (0, 30):
         options["enable_scale_out"] = True
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *flags({**options, **engine})]
 
@@ -93,11 +93,6 @@ def recipe(tp: int, dp: int, backend: str) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": -1,
     }
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

@@ -61,6 +61,12 @@ def version(distribution: str) -> str | None:
     return found and f"{found.removesuffix('+cpu')}+cpu"
 
 
+def release(version: str) -> tuple[int, int]:
+    """Major and minor number of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 @cache
 def fields(*classes: tuple[str, str, str]) -> dict[str, str]:
     """Dataclass fields of the given (package, file, class) triples, name -> annotation as written."""

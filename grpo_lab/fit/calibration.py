@@ -48,6 +48,9 @@ class Measurement:
     """It failed for want of GPU memory; then, and where a run ended within its warm-up, `seconds` is empty."""
     host: str = ""
     """The same for all measurements of one host, whatever it is."""
+    vllm: str = ""
+    """Its version, where that is known."""
+    steps: int = 0
 
     def predicted(self, known: Coefficients) -> dict[str, float]:
         """The same phases."""

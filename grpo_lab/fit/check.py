@@ -9,6 +9,7 @@ from grpo_lab.config import Config
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.fit import verdict
 from grpo_lab.fit.hardware import Card, card_of
+from grpo_lab.fit.memory import leaks
 from grpo_lab.fit.parts import Layout
 from grpo_lab.fit.verdict import FITS, GIB, NO
 from grpo_lab.fit.workload import workload
@@ -31,7 +32,14 @@ def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
 
 def advice(config: Config, plan: Plan, machine: Machine) -> str:
     """To somebody whose run went out of memory: what was to be expected, and the way out where there is one."""
-    return _expected(config, Layout.of(config, plan), machine) if plan.gpus else ""
+    if not plan.gpus:
+        return ""
+    said = _expected(config, Layout.of(config, plan), machine)
+    vllm = machine.versions.get("vllm", "")
+    if plan.mode == "server" and leaks(vllm):
+        left = "leaves 2 GiB with the trainer at every sync, up to 32, that only torch can use"
+        said += f"\nvLLM {vllm} {left}; 0.29 does not"
+    return said
 
 
 def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:

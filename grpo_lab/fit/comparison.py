@@ -22,7 +22,7 @@ class Compared:
     """Error of the predicted tokens a second, relative to the measured; None where no speed was measured."""
     gib: Mapping[str, float]
     """Role -> predicted peak, of the roles that were measured, as it was measured: of the trainer what torch reserves,
-    which leaves the CUDA context out."""
+    which leaves the CUDA context out, and what is left behind beside a server in."""
     verdict: str
 
     def met(self, role: str) -> bool:
@@ -32,11 +32,9 @@ class Compared:
 
 def compare(measured: Measurement, known: Coefficients) -> Compared:
     found = verdict.judge(measured.work, measured.layout, measured.card)
-    needs = list(found.needs.values())
-    gib = {
-        role: ((needs[0].total - memory.CONTEXT) if role == "trainer" else found.needs[role].total) / memory.GIB
-        for role in measured.peaks
-    }
+    left = memory.left_behind(measured.work, measured.layout, measured.vllm, measured.steps)
+    reserved = next(iter(found.needs.values())).total - memory.CONTEXT + left
+    gib = {role: (reserved if role == "trainer" else found.needs[role].total) / memory.GIB for role in measured.peaks}
     return Compared(measured, measured.error(known) if measured.seconds else None, gib, found.kind)
 
 

@@ -50,6 +50,11 @@ def _of(path: Path) -> Sequence[Measurement]:
 
 def from_run(run: Run) -> Iterator[Measurement]:
     result, env = store.read_json(run.result) or {}, store.read_json(run.env) or {}
+    for one in _of_result(run, result, env):
+        yield replace(one, vllm=env.get("vllm") or "", steps=result.get("steps") or 0)
+
+
+def _of_result(run: Run, result: Row, env: Row) -> Iterator[Measurement]:
     card = _card(env.get("gpus") or [], env.get("gpu_memory_gib"))
     finished = result.get("status") == "finished"
     failed = (result.get("failure") or {}).get("class") == OOM
@@ -96,7 +101,11 @@ def from_csv(path: Path) -> list[Measurement]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if _failed(row) or (row.get("status") or "finished") == "finished"]
     configs = _composed([_overrides(row) for row in rows])
-    return [one for row, config in zip(rows, configs, strict=True) if (one := _of_row(row, config, str(path)))]
+    return [
+        replace(one, vllm=row.get("vllm") or "", steps=int(config.grpo["max_steps"]))
+        for row, config in zip(rows, configs, strict=True)
+        if (one := _of_row(row, config, str(path)))
+    ]
 
 
 def _failed(row: dict[str, str]) -> bool:

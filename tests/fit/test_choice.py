@@ -72,6 +72,14 @@ def test_a_run_that_went_out_of_memory_gets_advice(batch: int, said: str) -> Non
     assert advice(config, make_plan(asked(), ON_CPU, folder=Path("runs/x"), ports=PORTS), ON_CPU) == ""
 
 
+@pytest.mark.parametrize(("version", "told"), [("0.26.0", True), ("0.31.0", False)])
+def test_a_trainer_beside_a_server_of_older_vllm_is_told_what_that_leaves(version: str, told: bool) -> None:
+    machine = replace(with_gpus(2), versions={**with_gpus(2).versions, "vllm": version})
+    config = asked(*BATCH, "vllm=server", "model.dtype=bfloat16")
+    plan = make_plan(config, machine, folder=Path("runs/x"), ports=PORTS)
+    assert ("leaves 2 GiB with the trainer at every sync" in advice(config, plan, machine)) == told
+
+
 def test_a_wrong_choice_is_refused() -> None:
     with pytest.raises(RequestError, match="did you mean 'refuse'"):
         checked(asked("fit=refused"), with_gpus(1))

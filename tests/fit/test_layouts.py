@@ -116,6 +116,24 @@ def test_published_32b_is_met_where_completions_end_early() -> None:
     assert rates["server tp=2 dp=4"] > 5 * rates["server tp=1 dp=8"]
 
 
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("colocate tp=8 dp=1 zero3", ["distributed=zero3_offload", "peft=lora"]),
+        ("server tp=4 dp=1, trainer 4 zero2", ["distributed=zero3_offload"]),
+        ("off, trainer 8 zero3", []),
+    ],
+)
+def test_the_ways_out_are_those_that_work(name: str, ways: list[str]) -> None:
+    big = ("model=qwen2.5-32b", "grpo.max_completion_length=8192")
+    reason = found("h100", 8, *big)[name].verdict.reason
+    assert reason.endswith(f"; {' or '.join(ways) or 'a smaller model or more GPUs'}")
+    place, _, kind = name.rpartition(" ")
+    for way in ways:
+        followed = f"{place} {'zero3' if way.startswith('distributed') else kind}"
+        assert found("h100", 8, *big, way)[followed].verdict.kind == verdict.FITS
+
+
 def test_a_band_only_where_something_was_measured() -> None:
     assert found("h200", 4, "model=qwen2.5-1.5b")["colocate tp=1 dp=4 ddp"].band is not None
     assert found("h100", 4, "model=qwen2.5-1.5b")["colocate tp=1 dp=4 ddp"].band is None

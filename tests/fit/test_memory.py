@@ -156,22 +156,31 @@ def found() -> list[Compared]:
 
 def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Compared]) -> None:
     """Or within half a GiB. The trainer's peak is what torch reserved: without the CUDA context, with a colocated vLLM
-    in it, and with blocks that torch frees when it needs them. Beside a server vLLM 0.26 left 2 GiB of these behind at
-    each of 8 syncs (vLLM's gh-52950): there the prediction, which has those of one, is held to the peak less seven. The
-    cache of transformers' generate outgrows its block with every token: with 512 tokens and more the prediction is held
-    not to be above."""
+    in it, and beside a server of vLLM 0.26 with what each of 8 syncs left behind. The cache of transformers' generate
+    outgrows its block with every token: with 512 tokens and more the prediction is held not to be above."""
     missed = {(one.measured.name, role) for one in found for role in one.gib if not one.met(role)}
     outgrown = {(f"grpo.num_generations=16,grpo.max_completion_length={n},vllm=off", "trainer") for n in (512, 1024)}
-    servers = [one.measured for one in found if one.measured.layout.mode == "server" and one.measured.peaks]
-    beside = {(one.name, "trainer") for one in servers}
-    assert len(beside) == 6
-    assert missed == outgrown | beside
+    assert missed == outgrown
     assert sum(len(one.gib) for one in found) == 36
     for one in found:
-        if (one.measured.name, "trainer") in beside:
-            assert one.gib["trainer"] + 7 * 2.0 == pytest.approx(one.measured.peaks["trainer"], rel=0.1)
         if (one.measured.name, "trainer") in outgrown:
             assert one.gib["trainer"] < one.measured.peaks["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("vllm", "mode", "syncs", "gib"),
+    [
+        ("0.26.0", "server", 8, 14),
+        ("0.28.0", "server", 1000, 32),
+        ("0.26.0", "server", 1, 0),  # its buffers are part of what has to fit
+        ("0.29.0", "server", 8, 0),
+        ("0.31.0+cpu", "server", 8, 0),
+        ("", "server", 8, 0),
+        ("0.26.0", "colocate", 8, 0),
+    ],
+)
+def test_transfers_of_older_vllm_leave_blocks_behind(vllm: str, mode: str, syncs: int, gib: float) -> None:
+    assert memory.left_behind(work("model=qwen2.5-7b"), layout(mode=mode), vllm, syncs) == gib * GIB
 
 
 def test_what_ran_is_not_said_not_to_fit(found: list[Compared]) -> None:
