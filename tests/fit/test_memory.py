@@ -156,8 +156,8 @@ def found() -> list[Compared]:
 
 def test_predicted_peaks_are_within_a_tenth_of_the_measured(found: list[Compared]) -> None:
     """Or within half a GiB. The trainer's peak is what torch reserved: without the CUDA context, with a colocated vLLM
-    in it, and beside a server of vLLM 0.26 with what each of 8 syncs left behind. The cache of transformers' generate
-    outgrows its block with every token: with 512 tokens and more the prediction is held not to be above."""
+    in it, and beside a server of vLLM 0.26 with what each of 8 syncs left behind. What transformers' generate keeps and
+    repeats of keys and values outgrows its blocks: with 512 tokens and more the prediction is held not to be above."""
     missed = {(one.measured.name, role) for one in found for role in one.gib if not one.met(role)}
     outgrown = {(f"grpo.num_generations=16,grpo.max_completion_length={n},vllm=off", "trainer") for n in (512, 1024)}
     assert missed == outgrown
