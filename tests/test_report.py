@@ -56,6 +56,14 @@ def test_nothing_heavy_is_imported() -> None:
     assert ended.stdout.strip() == "set()"
 
 
+def test_a_report_of_single_runs_says_that_they_had_several_commands(tmp_path: Path) -> None:
+    for dp in (1, 2, 2):
+        command = f"python -m grpo_lab.train vllm.dp={dp}"
+        make(tmp_path / f"run{len(list(tmp_path.iterdir()))}", dp=dp, env={"command": command})
+    said = dict(contents.make([tmp_path]).facts)["command"]
+    assert said == "python -m grpo_lab.train vllm.dp=1 (one of 2; the others: table.csv)"
+
+
 def test_only_seeds_are_averaged(tmp_path: Path) -> None:
     for rate, seed, step in ((1e-6, 0, 1.0), (1e-6, 1, 3.0), (1e-5, 0, 5.0)):
         metrics = {"step_time_s": timing(step)}

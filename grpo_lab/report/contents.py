@@ -64,10 +64,16 @@ def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Cur
     return [*pictures.heatmaps(several, kind), *(one for one in rest if one)]
 
 
+def _command(found: Sequence[Row], sweep: Path | None) -> str:
+    """That of the sweep, else that of the first run."""
+    said = [(store.read_json(Sweep(sweep).points) or {})] if sweep else [row["env"] for row in found]
+    several = list(dict.fromkeys(str(one.get("command") or "unknown") for one in said))
+    return several[0] + (f" (one of {len(several)}; the others: table.csv)" if len(several) > 1 else "")
+
+
 def _facts(found: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
     finished = [row for row in found if row["status"] == "finished"] or found
     counts = collections.Counter(str(row["status"]) for row in found)
-    said = (store.read_json(Sweep(sweep).points) if sweep else finished[0]["env"]) or {}
     facts = {
         "runs": ", ".join(f"{count} {status}" for status, count in counts.items()),
         "model": ", ".join(dict.fromkeys(str(row.get("model")) for row in found)),
@@ -75,6 +81,6 @@ def _facts(found: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
         + ("" if finished[0].get("gpus") else " (no GPU: a process counts as one)"),
         "versions": context.versions(finished[0]),
         "grpo_lab": context.commit(finished[0]),
-        "command": str(said.get("command") or "unknown"),
+        "command": _command(finished, sweep),
     }
     return list(facts.items())
