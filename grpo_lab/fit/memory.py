@@ -206,9 +206,8 @@ def engine(work: Workload, layout: Layout, card: Card) -> Engine:
     rows = min(most_sequences(work, layout, card), batched)
     mlp = shape.mlp * max(1, shape.experts_per_token)
     profiled = batched * (4.0 * shape.hidden + 6.0 * mlp / tp) + 8.0 * rows * shape.vocab
-    if work.cache is not None:
-        share = own + profiled + CONTEXT + work.cache
-    pool = share - own - profiled - CONTEXT
+    beneath = own + profiled + CONTEXT
+    share, pool = (share, share - beneath) if work.cache is None else (beneath + work.cache, work.cache)
     beside = (0.0 if work.eager else GRAPHS) + (4 * min(BUFFER, own) if layout.mode == "server" else 0.0)
     each = work.prompt / sharing(work, layout) + work.completion
     return Engine(share, own, profiled, pool, beside, max(pool, 0.0) / (kv_bytes(work, tp) * each))

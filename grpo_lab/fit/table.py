@@ -29,7 +29,7 @@ def table(found: Sequence[Judged], config: Config, cluster: Cluster, *, top: int
         lines += [f"{len(runs) - top} more that run, slower: plan.top={len(runs)}"] * (len(runs) > top)
         lines += ["", *_memory(runs[0], cluster)]
     else:
-        lines.append("no layout of this run fits; below stands why, and with what one would")
+        lines.append("no layout of this run fits; the reasons below say what would help")
     rest = sorted((one for one in found if not one.runs), key=_reason)
     lines += ["", "not possible:"] if rest else []
     for reason, same in groupby(rest, key=_reason):

@@ -51,7 +51,7 @@ def _role(role: str, need: Need, work: Workload, layout: Layout, card: Card) -> 
 
 def _way_out(role: str, work: Workload, layout: Layout, card: Card) -> str:
     if role == "server":
-        return "; lower vllm.gpu_memory_utilization"
+        return f"; lower {_sized_by(work)}"
     if smaller := largest_batch(work, layout, card):
         return f"; grpo.per_device_train_batch_size={smaller}"
     ways = [way for way, asked, place in _ways(work, layout) if largest_batch(asked, place, card)]
@@ -73,20 +73,25 @@ def _ways(work: Workload, layout: Layout) -> Iterator[tuple[str, Workload, Layou
 def _cache(work: Workload, layout: Layout, card: Card) -> tuple[str, str]:
     """Room of one sequence in vLLM's KV cache, without which it does not start."""
     engine = memory.engine(work, layout, card)
-    spread = MARGIN * (engine.weights + engine.profiled)
+    spread = MARGIN * (engine.weights + engine.profiled) if work.cache is None else 0.0
     one = memory.kv_bytes(work, layout.tp)
     if engine.pool - spread >= one * work.served_length:
         return FITS, ""
     share = f"vLLM's share of {engine.share / GIB:.1f} GiB"
     if engine.pool + spread <= 0:
         inside = f"its weights ({engine.weights / GIB:.1f}) and activations ({engine.profiled / GIB:.1f})"
-        return NO, f"{share} does not hold {inside}; more vllm.tp or vllm.gpu_memory_utilization"
+        return NO, f"{share} does not hold {inside}; more vllm.tp or {_sized_by(work)}"
     tokens = math.floor(max(engine.pool, 0.0) / one)
     said = f"not enough KV cache for one sequence of {work.served_length} tokens: {share} leaves room for {tokens}"
     if engine.pool + spread < one * work.served_length:
         ways = f"vllm.max_model_len={padded(work.length)}, " if work.length <= tokens < work.served_length else ""
-        return NO, f"{said}; {ways}more vllm.tp or vllm.gpu_memory_utilization"
+        return NO, f"{said}; {ways}more vllm.tp or {_sized_by(work)}"
     return TIGHT, f"perhaps {said}"
+
+
+def _sized_by(work: Workload) -> str:
+    """The key that says how much memory vLLM takes."""
+    return "vllm.gpu_memory_utilization" if work.cache is None else "vllm.engine.kv_cache_memory_bytes"
 
 
 def padded(length: int) -> int:

@@ -125,6 +125,20 @@ def test_a_cache_of_given_size_is_taken_as_it_is() -> None:
     assert work("vllm=server", "vllm.engine.kv_cache_memory_bytes=9000000000").cache == 9_000_000_000
 
 
+@pytest.mark.parametrize(
+    ("cache", "kind", "said"),
+    [
+        (469_762_048, verdict.FITS, ""),  # 8,192 tokens of 57,344 bytes
+        (469_762_047, verdict.NO, "more vllm.tp or vllm.engine.kv_cache_memory_bytes"),
+        (200_000_000_000, verdict.NO, "most of it KV cache (186.3); lower vllm.engine.kv_cache_memory_bytes"),
+    ],
+)
+def test_a_cache_of_given_size_is_no_estimate(cache: float, kind: str, said: str) -> None:
+    asked = work("model=qwen2.5-7b", prompt=512, completion=512, max_model_len=8192, cache=cache)
+    found = verdict.judge(asked, layout(mode="server", trainer=0), H200)
+    assert (found.kind, found.reason.endswith(said)) == (kind, True)
+
+
 @pytest.mark.parametrize(("mode", "dp", "alike"), [("colocate", 4, 8), ("server", 1, 8), ("server", 4, 2)])
 def test_completions_of_one_prompt_share_its_cache(mode: str, dp: int, alike: int) -> None:
     asked = work("model=qwen2.5-7b", prompt=8192, completion=256, generations=8, cache=9e9)
