@@ -58,7 +58,7 @@ def _on_gpus(plan: BenchPlan) -> bool:
 
 def _alone(config: Config, plan: BenchPlan) -> tuple[Config, Layout]:
     alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
-    layout = Layout("server", plan.tp, plan.dp, trainer=0, kind="ddp", per_device=0, accumulation=0)
+    layout = Layout.generating("server", plan.tp, plan.dp)
     return dataclasses.replace(config, vllm=alone), layout
 
 

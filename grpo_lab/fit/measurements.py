@@ -140,7 +140,7 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
         return _of_load(f"{row['run']}/{row['load']}", config, row, load, rate, card, source)
     if set(seconds) <= {"generate"}:
         work = workload(config)
-        layout = Layout(config.vllm.mode, config.vllm.tp, config.vllm.dp, 0, "ddp", 0, 0)
+        layout = Layout.generating(config.vllm.mode, config.vllm.tp, config.vllm.dp)
         whole = {"generate": work.completions * work.completion / rate}
         return Measurement(row["run"], config.model.name, work, layout, card, whole, source, peaks)
     prompt = float(row["prompt_tokens"]) if row.get("prompt_tokens") else None
@@ -156,7 +156,7 @@ def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, car
     tp, dp = int(layout["tp"]), int(layout["dp"])
     if load.get("concurrency"):  # for each engine, as the loads of bench are shared evenly
         work = replace(work, max_num_seqs=max(1, int(load["concurrency"]) // dp))
-    place = Layout(layout["vllm_mode"], tp, dp, 0, "ddp", 0, 0, config.nodes)
+    place = Layout.generating(layout["vllm_mode"], tp, dp, config.nodes)
     seconds = {"generate": prompts * each * completion / rate}
     return Measurement(name, config.model.name, work, place, card, seconds, source)
 

@@ -41,6 +41,11 @@ class Layout:
             plan.nodes,
         )
 
+    @classmethod
+    def generating(cls, mode: str, tp: int, dp: int, nodes: int = 1) -> Layout:
+        """Engines without a trainer."""
+        return cls(mode, tp, dp, trainer=0, kind="ddp", per_device=0, accumulation=0, nodes=nodes)
+
     @property
     def gpus(self) -> int:
         return self.trainer + (self.tp * self.dp if self.mode == "server" else 0)
