@@ -14,6 +14,7 @@ that all of them fit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import shlex
 import sys
@@ -80,14 +81,18 @@ class Member:
         """Waits for its word; whether it came. A bench that fails says nothing more."""
         try:
             heard = self.pipe.recv() == what
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             heard = False
         print(f"{what if heard else 'failed'}: {self.name}", flush=True)
         return heard
 
+    def hears(self, what: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and `says` will tell
+            self.pipe.send(what)
+
     def go(self) -> bool:
         """Waits until it is measured; whether it was."""
-        self.pipe.send("go")
+        self.hears("go")
         return self.says("done")
 
 
@@ -98,12 +103,16 @@ def main() -> None:
     parser.add_argument("benches", nargs="+", metavar="OVERRIDES")
     asked = parser.parse_args()
     members = [Member(overrides, shlex.split(asked.common)) for overrides in asked.benches]
-    ready = [member for member in members if member.says("ready")]
-    done = [member for member in ready if member.go()]
-    for member in done:
-        member.pipe.send("end")
-    for member in members:
-        member.process.join()
+    try:
+        ready = [member for member in members if member.says("ready")]
+        done = [member for member in ready if member.go()]
+        for member in done:
+            member.hears("end")
+    finally:
+        for member in members:
+            member.pipe.close()  # whoever still waits ends
+        for member in members:
+            member.process.join()
     sys.exit(any(member.process.exitcode for member in members))
 
 
