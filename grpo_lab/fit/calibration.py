@@ -51,6 +51,7 @@ class Measurement:
     vllm: str = ""
     """Its version, where that is known."""
     steps: int = 0
+    """Of training, and so transfers of weights."""
 
     def predicted(self, known: Coefficients) -> dict[str, float]:
         """The same phases."""

@@ -9,7 +9,7 @@ from grpo_lab.config import Config
 from grpo_lab.errors import RequestError, nearest
 from grpo_lab.fit import verdict
 from grpo_lab.fit.hardware import Card, card_of
-from grpo_lab.fit.memory import leaks
+from grpo_lab.fit.memory import LEAKS_BELOW, STREAMS, leaks
 from grpo_lab.fit.parts import Layout
 from grpo_lab.fit.verdict import FITS, GIB, NO
 from grpo_lab.fit.workload import workload
@@ -37,8 +37,8 @@ def advice(config: Config, plan: Plan, machine: Machine) -> str:
     said = _expected(config, Layout.of(config, plan), machine)
     vllm = machine.versions.get("vllm", "")
     if plan.mode == "server" and leaks(vllm):
-        left = "leaves 2 GiB with the trainer at every sync, up to 32, that only torch can use"
-        said += f"\nvLLM {vllm} {left}; 0.29 does not"
+        left = f"leaves 2 GiB with the trainer at every sync, up to {STREAMS}, that only torch can use"
+        said += f"\nvLLM {vllm} {left}; {'.'.join(map(str, LEAKS_BELOW))} does not"
     return said
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from grpo_lab.fit import memory
 from grpo_lab.fit.hardware import Card
 from grpo_lab.fit.parts import Layout, Need
-from grpo_lab.fit.workload import Workload, with_lora
+from grpo_lab.fit.workload import Workload, with_adapter
 
 GIB = memory.GIB
 MARGIN = 0.1
@@ -64,10 +64,10 @@ def _ways(work: Workload, layout: Layout) -> Iterator[tuple[str, Workload, Layou
         yield "vllm.sleep=true", replace(work, sleep=True), layout
     if layout.trainer > 1:
         for kind in ("zero3", "fsdp2"):
-            yield f"distributed={kind}", work, replace(layout, kind=kind)
+            yield f"distributed={kind}", replace(work, offload=False), replace(layout, kind=kind)
         yield "distributed=zero3_offload", replace(work, offload=True), replace(layout, kind="zero3")
     if work.adapter == "none":
-        yield "peft=lora", with_lora(work), layout
+        yield "peft=lora", with_adapter(work), layout
 
 
 def _cache(work: Workload, layout: Layout, card: Card) -> tuple[str, str]:

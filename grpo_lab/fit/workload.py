@@ -78,16 +78,13 @@ def workload(config: Config, *, prompt: int | None = None, completion: int | Non
             " download it, or give model.architecture and model.parameters"
         )
     grpo, engine = config.grpo, config.vllm.engine
-    adapter = config.peft.kind
-    matrices = [] if adapter == "none" else adapted_matrices(shape, config.peft.options.get("target_modules"))
-    rank = int(config.peft.options.get("r", 8))
-    return Workload(
+    work = Workload(
         shape=shape,
         parameters=parameters,
         active=policy.active_parameters(config.model) or parameters,
-        trainable=parameters if adapter == "none" else shape.layers * rank * sum(map(sum, matrices)),
-        adapter=adapter,
-        adapted=len(matrices),
+        trainable=parameters,
+        adapter="none",
+        adapted=0,
         held_bytes=_BYTES.get(config.model.dtype, 4),
         prompt=prompt or prompt_tokens(config),
         completion=completion or int(grpo.get("max_completion_length") or 512),
@@ -108,13 +105,17 @@ def workload(config: Config, *, prompt: int | None = None, completion: int | Non
         offload=config.distributed.offload,
         cache=engine.get("kv_cache_memory_bytes"),
     )
+    if config.peft.kind == "none":
+        return work
+    options = config.peft.options
+    return with_adapter(work, config.peft.kind, int(options.get("r", 8)), options.get("target_modules"))
 
 
-def with_lora(work: Workload, rank: int = 16) -> Workload:
-    """The same with an adapter on every linear layer; `rank`: that of conf/peft/lora.yaml."""
-    matrices = adapted_matrices(work.shape, None)
+def with_adapter(work: Workload, kind: str = "lora", rank: int = 16, targets: object = None) -> Workload:
+    """The same with an adapter; by default that of conf/peft/lora.yaml."""
+    matrices = adapted_matrices(work.shape, targets)
     trainable = work.shape.layers * rank * sum(map(sum, matrices))
-    return replace(work, adapter="lora", adapted=len(matrices), trainable=trainable)
+    return replace(work, adapter=kind, adapted=len(matrices), trainable=trainable)
 
 
 def prompt_tokens(config: Config) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.side_by_side import Turn
 from grpo_lab import store
 from grpo_lab.plan import RUN_VARIABLE
 from grpo_lab.processes import carriers
@@ -98,6 +101,29 @@ def test_a_server_that_dies_fails_the_bench_with_its_class(runs: Path) -> None:
     assert store.read_json(run.result)["failure"]["class"] == "server_died"
     assert "server" in store.read_json(run.result)["failure"]["message"]
     assert not carriers(RUN_VARIABLE, str(run.folder))
+
+
+def test_a_bench_beside_others_waits_for_its_turn_and_for_the_end() -> None:
+    parent, ours = multiprocessing.Pipe()
+    did: list[str] = []
+
+    def take() -> None:
+        with Turn(ours):
+            did.append("measured")
+        did.append("left")
+
+    member = threading.Thread(target=take)
+    member.start()
+    assert parent.recv() == "ready"
+    member.join(timeout=0.2)
+    assert did == []
+    parent.send("go")
+    assert parent.recv() == "done"
+    member.join(timeout=0.2)
+    assert did == ["measured"]
+    parent.send("end")
+    member.join(timeout=10)
+    assert did == ["measured", "left"]
 
 
 def test_servers_side_by_side_are_measured_in_turn(runs: Path) -> None:
