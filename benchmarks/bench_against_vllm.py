@@ -29,19 +29,19 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from grpo_lab import config as configuration
-from grpo_lab import store
 from grpo_lab.bench import DEFAULTS
-from grpo_lab.benching.loads import Load
-from grpo_lab.benching.planning import BenchPlan, make_plan
-from grpo_lab.config import CONF
-from grpo_lab.engine import vllm_metadata
-from grpo_lab.machine import describe, read_machine
-from grpo_lab.plan import Ports
-from grpo_lab.ports import lease
-from grpo_lab.server import Server, vllm_server
-from grpo_lab.server_key import KEY
-from grpo_lab.store import Run
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.schema import CONF
+from grpo_lab.machine.gpus import describe, read_machine
+from grpo_lab.machine.ports import lease
+from grpo_lab.planner.bench import BenchPlan, make_plan
+from grpo_lab.planner.loads import Load
+from grpo_lab.planner.parts import Ports
+from grpo_lab.server.command import vllm_metadata
+from grpo_lab.server.key import KEY
+from grpo_lab.server.process import Server, vllm_server
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 
 START_S = 900.0
 MEASUREMENTS = ("bench", "streamed", "vllm")

@@ -28,14 +28,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from grpo_lab import store
-from grpo_lab.config import LauncherConfig
-from grpo_lab.machine import Gpu, Machine, describe, read_machine
-from grpo_lab.store import Row, Sweep
+from grpo_lab.config.schema import LauncherConfig
+from grpo_lab.machine.gpus import Gpu, Machine, describe, read_machine
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Row, Sweep
 from grpo_lab.sweep import job
-from grpo_lab.sweep.backend import Need
 from grpo_lab.sweep.board import Board
-from grpo_lab.sweep.local import LocalBackend
+from grpo_lab.sweep.launchers.base import Need
+from grpo_lab.sweep.launchers.local import LocalBackend
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.running import Course
 from grpo_lab.sweep.track import Track

@@ -5,7 +5,7 @@
 GRPO's importance sampling correction has vLLM return the log-probability of each sampled token. A server's engine sends
 it to the front end, which makes objects of it, then JSON, which TRL parses. The pieces are those of vLLM 0.31 and TRL
 1.16; each is the least of many rounds, so another process beside it does not count. The sum is where
-`server_logprob_s` of grpo_lab/fit/speed.py starts from.
+`server_logprob_s` of grpo_lab/predictor/speed.py starts from.
 """
 
 from __future__ import annotations

@@ -19,10 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo_lab import stats, store
-from grpo_lab.machine import describe, read_machine
-from grpo_lab.results import PHASES
-from grpo_lab.store import Run
+from grpo_lab.machine.gpus import describe, read_machine
+from grpo_lab.store import folder as store
+from grpo_lab.store import stats
+from grpo_lab.store.folder import Run
+from grpo_lab.store.train import PHASES
 
 MODES = {"off": ["vllm=off"], "colocate": ["vllm=colocate"], "colocate+sleep": ["vllm=colocate", "vllm.sleep=true"]}
 WARMUP = 2

@@ -16,22 +16,27 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from grpo_lab import config as configuration
-from grpo_lab import console as terminal
-from grpo_lab import locks, processes, results, store, tracker
-from grpo_lab.benching import display, outcome
-from grpo_lab.benching.planning import BenchPlan, make_plan
-from grpo_lab.cli import exit_codes, run_app
-from grpo_lab.conductor import Failure, Stop, ended_by_itself, prepare, server_of, stop_signals, train
-from grpo_lab.config import CONF, Config, LauncherConfig
-from grpo_lab.errors import RunFailed
-from grpo_lab.exposure import check_url
-from grpo_lab.fit.check import advice_bench, check_bench
-from grpo_lab.machine import read_machine
-from grpo_lab.plan import RUN_VARIABLE, Ports
-from grpo_lab.ports import lease
-from grpo_lab.server import ServerError
-from grpo_lab.store import Row, Run
+from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor import display
+from grpo_lab.conductor.train import Failure, Stop, ended_by_itself, prepare, server_of, stop_signals, train
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.cli import exit_codes, run_app
+from grpo_lab.config.errors import RunFailed
+from grpo_lab.config.schema import CONF, Config, LauncherConfig
+from grpo_lab.machine import locks, processes
+from grpo_lab.machine.gpus import read_machine
+from grpo_lab.machine.ports import lease
+from grpo_lab.planner.bench import BenchPlan, make_plan
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.planner.parts import Ports
+from grpo_lab.predictor.check import advice_bench, check_bench
+from grpo_lab.server.exposure import check_url
+from grpo_lab.server.process import ServerError
+from grpo_lab.store import bench as outcome
+from grpo_lab.store import folder as store
+from grpo_lab.store import tracker
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Row, Run
 from grpo_lab.train import LEFTOVERS_S, create, settle_folder, show_commands
 
 DEFAULTS = Config(

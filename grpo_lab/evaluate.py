@@ -24,22 +24,24 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from grpo_lab import config as configuration
-from grpo_lab import console as terminal
-from grpo_lab import locks, processes, store
-from grpo_lab.cli import explain, quoted, refuse
-from grpo_lab.errors import RequestError
-from grpo_lab.evaluating import outcome
-from grpo_lab.evaluating.planning import EvaluationPlan, commands_of, make_plan, name_of
-from grpo_lab.evaluating.request import Request, read_request
-from grpo_lab.logs import Log
-from grpo_lab.machine import Machine, describe, read_machine
-from grpo_lab.plan import RUN_VARIABLE, Command
-from grpo_lab.preflight import check_targets
-from grpo_lab.processes import Child
-from grpo_lab.redaction import redact, redact_command
-from grpo_lab.stats import Proportion
-from grpo_lab.store import Evaluation, Row, Run
+from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor.preflight import check_targets
+from grpo_lab.conductor.request import Request, read_request
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.cli import explain, quoted, refuse
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.redaction import redact, redact_command
+from grpo_lab.machine import locks, processes
+from grpo_lab.machine.gpus import Machine, describe, read_machine
+from grpo_lab.machine.logs import Log
+from grpo_lab.machine.processes import Child
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.planner.evaluate import EvaluationPlan, commands_of, make_plan, name_of
+from grpo_lab.planner.parts import Command
+from grpo_lab.store import evaluate as outcome
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Evaluation, Row, Run
+from grpo_lab.store.stats import Proportion
 from grpo_lab.train import git_commit
 
 POLL_S = 0.2

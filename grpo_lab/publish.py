@@ -20,13 +20,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from grpo_lab import config as configuration
-from grpo_lab import store
-from grpo_lab.card import card
-from grpo_lab.cli import explain, refuse
-from grpo_lab.config import PublishConfig
-from grpo_lab.errors import RequestError
-from grpo_lab.store import Run
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.cli import explain, refuse
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.schema import PublishConfig
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
+from grpo_lab.store.model_card import card
 
 WEIGHTS = "*.safetensors"
 GOES = (

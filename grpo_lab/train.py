@@ -16,25 +16,31 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from grpo_lab import checkpoints, locks, processes, publish, results, store, tracker
-from grpo_lab import config as configuration
-from grpo_lab import console as terminal
-from grpo_lab.benching.planning import BenchPlan
-from grpo_lab.cli import exit_codes, run_app
-from grpo_lab.conductor import execute
-from grpo_lab.config import CONF, Config
-from grpo_lab.disk import hold_back
-from grpo_lab.errors import RequestError, RunFailed
-from grpo_lab.exposure import check_url
-from grpo_lab.fit.check import check as check_fit
-from grpo_lab.fit.choice import settled
-from grpo_lab.hosts import read_hosts
-from grpo_lab.machine import Machine, describe, read_machine
-from grpo_lab.plan import RUN_VARIABLE, Plan, Ports, make_plan, shell
-from grpo_lab.ports import lease
-from grpo_lab.preflight import check_data, check_targets
-from grpo_lab.redaction import redact, redact_command
-from grpo_lab.store import Row, Run
+from grpo_lab import publish
+from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor.preflight import check_data, check_targets
+from grpo_lab.conductor.train import execute
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.cli import exit_codes, run_app
+from grpo_lab.config.errors import RequestError, RunFailed
+from grpo_lab.config.redaction import redact, redact_command
+from grpo_lab.config.schema import CONF, Config
+from grpo_lab.machine import locks, processes
+from grpo_lab.machine.disk import hold_back
+from grpo_lab.machine.gpus import Machine, describe, read_machine
+from grpo_lab.machine.nodes import read_hosts
+from grpo_lab.machine.ports import lease
+from grpo_lab.planner.bench import BenchPlan
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.planner.parts import Ports
+from grpo_lab.planner.train import Plan, make_plan, shell
+from grpo_lab.predictor.check import check as check_fit
+from grpo_lab.predictor.choice import settled
+from grpo_lab.server.exposure import check_url
+from grpo_lab.store import checkpoints, tracker
+from grpo_lab.store import folder as store
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Row, Run
 
 configuration.register()
 

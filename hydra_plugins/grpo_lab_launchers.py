@@ -32,7 +32,7 @@ class SweepLauncher(Launcher):
         )
 
     def _backend(self, settings: Any) -> Any:
-        """A `grpo_lab.sweep.backend.Backend` for a `LauncherConfig`."""
+        """A `grpo_lab.sweep.launchers.base.Backend` for a `LauncherConfig`."""
         raise NotImplementedError
 
 
@@ -40,7 +40,7 @@ class LocalLauncher(SweepLauncher):
     """This machine's GPUs, or cores where there are none, shared by the points."""
 
     def _backend(self, settings: Any) -> Any:
-        from grpo_lab.sweep.local import LocalBackend
+        from grpo_lab.sweep.launchers.local import LocalBackend
 
         return LocalBackend(exclusive=settings.exclusive, max_parallel=settings.max_parallel)
 
@@ -53,7 +53,7 @@ class SlurmLauncher(SweepLauncher):
         self.executor, self.requeues = executor, requeues
 
     def _backend(self, settings: Any) -> Any:
-        from grpo_lab.sweep.slurm import SlurmBackend
+        from grpo_lab.sweep.launchers.slurm import SlurmBackend
 
         return SlurmBackend(
             parameters=self.parameters,
@@ -71,7 +71,7 @@ class RayLauncher(SweepLauncher):
         self.address = address
 
     def _backend(self, settings: Any) -> Any:
-        from grpo_lab.sweep.ray_cluster import RayBackend
+        from grpo_lab.sweep.launchers.ray_cluster import RayBackend
 
         return RayBackend(address=self.address, exclusive=settings.exclusive, max_parallel=settings.max_parallel)
 

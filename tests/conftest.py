@@ -16,11 +16,11 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
-from grpo_lab import config as configuration
-from grpo_lab import store
-from grpo_lab.config import CONF
-from grpo_lab.store import Run
-from grpo_lab.warden import SHARED_MEMORY, held_segments, parents
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.schema import CONF
+from grpo_lab.machine.warden import SHARED_MEMORY, held_segments, parents
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 GSM8K = Path(os.environ.get("GRPO_LAB_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
@@ -34,13 +34,13 @@ LONG = (
     "vllm/test_modes.py",
     "sweep/test_sweeps.py",
     "vllm/test_weight_transfer.py",
-    "test_run.py",
+    "conductor/test_run.py",
     "faults/test_kills.py",
     "faults/test_servers.py",
     "vllm/test_bench.py",
     "faults/test_disk.py",
     "sweep/test_search.py",
-    "test_eval_every.py",
+    "worker/test_eval_every.py",
     "faults/test_repeat.py",
 )
 """Files of minutes, or of a minute in one test. Begun last, one of them would keep one worker busy while the other has

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from grpo_lab import store
-from grpo_lab.store import Row, Run
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Row, Run
 
 ENV = {
     "command": "python -m grpo_lab.train",

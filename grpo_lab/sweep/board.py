@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from grpo_lab import store
-from grpo_lab.console import RECENT, clock
-from grpo_lab.store import Row
+from grpo_lab.conductor.console import RECENT, clock
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Row
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.track import Track
 

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.basecontainer import BaseContainer
 
-from grpo_lab.errors import RequestError
+from grpo_lab.config.errors import RequestError
 
 CORES = "GRPO_LAB_CORES"
 """Environment variable: the cores that a point's processes may use, as numbers of this machine."""

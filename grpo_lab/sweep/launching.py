@@ -14,17 +14,19 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from grpo_lab import config as configuration
-from grpo_lab import locks, results, store
-from grpo_lab.config import Config, LauncherConfig, SweepConfig
-from grpo_lab.errors import PointFailed, RequestError
-from grpo_lab.processes import Child
-from grpo_lab.redaction import redact_command
-from grpo_lab.store import Row, Sweep
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.compose import Composer
+from grpo_lab.config.errors import PointFailed, RequestError
+from grpo_lab.config.naming import fixed_overrides
+from grpo_lab.config.redaction import redact_command
+from grpo_lab.config.schema import Config, LauncherConfig, SweepConfig
+from grpo_lab.machine import locks
+from grpo_lab.machine.processes import Child
+from grpo_lab.store import folder as store
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Row, Sweep
 from grpo_lab.sweep import board, job, points
-from grpo_lab.sweep.backend import Backend
-from grpo_lab.sweep.compose import Composer
-from grpo_lab.sweep.naming import fixed_overrides
+from grpo_lab.sweep.launchers.base import Backend
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.running import Course
 from grpo_lab.sweep.track import Track, reason, state_on_disk, write_result

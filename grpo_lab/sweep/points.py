@@ -10,23 +10,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from grpo_lab import config as configuration
-from grpo_lab import results, store
-from grpo_lab.benching.planning import BenchPlan
-from grpo_lab.benching.planning import make_plan as plan_bench
-from grpo_lab.config import Config
-from grpo_lab.errors import RequestError
-from grpo_lab.fit.check import check as check_fit
-from grpo_lab.fit.check import check_bench
-from grpo_lab.fit.choice import settled
-from grpo_lab.machine import Machine
-from grpo_lab.plan import Plan, Ports, make_plan
-from grpo_lab.preflight import check_targets
-from grpo_lab.redaction import redact, redact_argument
-from grpo_lab.store import Row, Run, Sweep
-from grpo_lab.sweep.backend import Backend, Need
-from grpo_lab.sweep.compose import Composer
-from grpo_lab.sweep.naming import label
+from grpo_lab.conductor.preflight import check_targets
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.compose import Composer
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.naming import label
+from grpo_lab.config.redaction import redact, redact_argument
+from grpo_lab.config.schema import Config
+from grpo_lab.machine.gpus import Machine
+from grpo_lab.planner.bench import BenchPlan
+from grpo_lab.planner.bench import make_plan as plan_bench
+from grpo_lab.planner.parts import Ports
+from grpo_lab.planner.train import Plan, make_plan
+from grpo_lab.predictor.check import check as check_fit
+from grpo_lab.predictor.check import check_bench
+from grpo_lab.predictor.choice import settled
+from grpo_lab.store import folder as store
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Row, Run, Sweep
+from grpo_lab.sweep.launchers.base import Backend, Need
 
 
 @dataclass(frozen=True)

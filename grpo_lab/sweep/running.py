@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 
-from grpo_lab.config import LauncherConfig
-from grpo_lab.logs import Log
-from grpo_lab.store import Row, Sweep
+from grpo_lab.config.schema import LauncherConfig
+from grpo_lab.machine.logs import Log
+from grpo_lab.store.folder import Row, Sweep
 from grpo_lab.sweep import job
-from grpo_lab.sweep.backend import Attempt, Backend, Need, Work
 from grpo_lab.sweep.board import Board
-from grpo_lab.sweep.packing import largest_first
+from grpo_lab.sweep.launchers.base import Attempt, Backend, Need, Work
+from grpo_lab.sweep.launchers.packing import largest_first
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.track import ENDED, TRANSIENT, Track, judge, reason, write_result
 

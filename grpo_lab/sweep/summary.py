@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grpo_lab import results, store, tracker
-from grpo_lab.config import TrackerConfig
-from grpo_lab.store import Row, Sweep
+from grpo_lab.config.schema import TrackerConfig
+from grpo_lab.store import folder as store
+from grpo_lab.store import tracker
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Row, Sweep
 from grpo_lab.sweep import points
 
 

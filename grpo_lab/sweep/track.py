@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_lab import config as configuration
-from grpo_lab import store
-from grpo_lab.logs import Log
-from grpo_lab.store import Row
-from grpo_lab.sweep.backend import Attempt
+from grpo_lab.config import schema as configuration
+from grpo_lab.machine.logs import Log
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Row
+from grpo_lab.sweep.launchers.base import Attempt
 from grpo_lab.sweep.points import Point
 
 TRANSIENT = ("server_died", "server_timeout", "killed")

@@ -9,13 +9,13 @@ from pathlib import Path
 STARTED = time.perf_counter()  # before torch: start-up time is what a user waits
 
 if __name__ == "__main__":
-    from grpo_lab import store
-    from grpo_lab.worker.imports import uncollected, without_vllm
+    from grpo_lab.store import folder as store
+    from grpo_lab.worker.process import uncollected, without_vllm
 
     folder = Path(sys.argv[1])
     with uncollected():
         if store.read_json(store.Run(folder).plan)["mode"] == "off":
             without_vllm()
-        from grpo_lab.worker.training import train
+        from grpo_lab.worker.train import train
 
     train(folder, started=STARTED)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from grpo_lab.plan import Batch
-from grpo_lab.store import Row, Run
-from grpo_lab.tracker import Tracker
-from grpo_lab.worker.phases import Clock
+from grpo_lab.planner.parts import Batch
+from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.tracker import Tracker
+from grpo_lab.worker.clock import Clock
 from grpo_lab.worker.soundness import Soundness
 
 SYNC_METRIC = "sampling/sampling_logp_difference/mean"

@@ -9,11 +9,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from grpo_lab import checkpoints
-from grpo_lab.disk import DiskFull, check_room, writing
-from grpo_lab.store import Run
-from grpo_lab.worker.algorithms import Trainer
+from grpo_lab.machine.disk import DiskFull, check_room, writing
+from grpo_lab.store import checkpoints
+from grpo_lab.store.folder import Run
 from grpo_lab.worker.soundness import Soundness
+from grpo_lab.worker.trainers import Trainer
 
 
 def attach(trainer: Trainer, run: Run, soundness: Soundness) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from grpo_lab.health import EMPTY, NOT_FINITE
-from grpo_lab.store import Row
-from grpo_lab.worker.algorithms import Trainer, phases
-from grpo_lab.worker.rewarding import RewardFunction, text_of
+from grpo_lab.store.folder import Row
+from grpo_lab.store.health import EMPTY, NOT_FINITE
+from grpo_lab.worker.rewards import RewardFunction, text_of
+from grpo_lab.worker.trainers import Trainer, phases
 
 BROKEN_SAMPLING = "probability tensor contains either `inf`, `nan`"
 """What torch says when it samples from the logits of broken weights."""

@@ -16,8 +16,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from grpo_lab import train, upstream
-from grpo_lab.config import CONF, Config
+from grpo_lab import train
+from grpo_lab.config import upstream
+from grpo_lab.config.schema import CONF, Config
 
 NIGHTLY = os.environ.get("GRPO_LAB_FUZZ") == "nightly"
 """Many random cases, others each night; otherwise the same few each time."""

@@ -12,11 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from grpo_lab import checkpoints, completions, curve, store
-from grpo_lab import config as configuration
-from grpo_lab.config import Config, ModelConfig
-from grpo_lab.disk import DiskFull, check_room, writing
-from grpo_lab.store import Run
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.schema import Config, ModelConfig
+from grpo_lab.machine.disk import DiskFull, check_room, writing
+from grpo_lab.store import checkpoints, completions
+from grpo_lab.store import folder as store
+from grpo_lab.store import picture as curve
+from grpo_lab.store.folder import Run
 from tests.conftest import SHORT, cli, failure_message
 from tests.faults.rewards import fill
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grpo_lab.config import Config
+from grpo_lab.conductor.preflight import check_data
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.schema import Config
 from grpo_lab.data import jsonl, parquet
-from grpo_lab.errors import RequestError
-from grpo_lab.preflight import check_data
 from tests.faults.fuzz import PATIENCE_S, at_most, cases
 
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from grpo_lab import config as configuration
-from grpo_lab.config import Config, ModelConfig
-from grpo_lab.redaction import redact
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.redaction import redact
+from grpo_lab.config.schema import Config, ModelConfig
 from tests.conftest import cli
 from tests.faults.fuzz import GROUPS, NIGHTLY, ODD, Ended, cases, check_manners, command, overrides, text, value
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from grpo_lab import store
-from grpo_lab.store import Run
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import SMALL_CACHE, cli, running
 from tests.faults.wreck import SAVE, STEPS, Blow, expect_nothing_left, expect_whole, strike
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grpo_lab import store
-from grpo_lab.machine import Machine
-from grpo_lab.report import contents
-from grpo_lab.store import Run
-from grpo_lab.sweep.backend import Attempt, Need, Work
-from grpo_lab.sweep.local import LocalBackend
+from grpo_lab.machine.gpus import Machine
+from grpo_lab.reporter import contents
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
+from grpo_lab.sweep.launchers.base import Attempt, Need, Work
+from grpo_lab.sweep.launchers.local import LocalBackend
 from tests.conftest import ROOT, assert_none_left, ownerless, running
 
 POINTS = int(os.environ.get("GRPO_LAB_LOAD_POINTS", "200"))

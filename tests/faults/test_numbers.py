@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from transformers import AutoTokenizer
 
-from grpo_lab import health, store
-from grpo_lab.policy import ASSETS
-from grpo_lab.store import Run
+from grpo_lab.config.model import ASSETS
+from grpo_lab.store import folder as store
+from grpo_lab.store import health
+from grpo_lab.store.folder import Run
 from tests.conftest import SHORT, cli, failure_message
 
 QUICK = [*SHORT, "eval.enabled=false", "grpo.save_steps=1", "grpo.generation_batch_size=16", "rewards=[]"]

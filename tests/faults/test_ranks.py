@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lab import store
-from grpo_lab.conductor import failure_of
-from grpo_lab.logs import Log
-from grpo_lab.store import Run
-from grpo_lab.worker import training
+from grpo_lab.conductor.train import failure_of
+from grpo_lab.machine.logs import Log
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
+from grpo_lab.worker import train as training
 
 REPORT = """E1121 15:28:08.280000 21097 torch/api.py:1002] failed (exitcode: {first}) local_rank: 1 (pid: 12)
 Failures:

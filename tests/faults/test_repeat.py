@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from grpo_lab import store
-from grpo_lab.store import Run
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import SHORT, cli
 
 LEARNING = [*SHORT, "eval.enabled=false", "grpo.learning_rate=1e-4", "grpo.generation_batch_size=16"]

@@ -19,23 +19,24 @@ from typing import Any
 import psutil
 import pytest
 
-from grpo_lab import server_key
-from grpo_lab.config import Config, ModelConfig, VllmConfig
-from grpo_lab.engine import ServerPlan
-from grpo_lab.errors import RequestError
-from grpo_lab.exposure import check_url, is_public
-from grpo_lab.hosts import Host
-from grpo_lab.plan import Ports, make_plan, shell
-from grpo_lab.plan.secrets import check_secrets
-from grpo_lab.redaction import redact, redact_command
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.redaction import redact, redact_command
+from grpo_lab.config.schema import Config, ModelConfig, VllmConfig
+from grpo_lab.machine.nodes import Host
+from grpo_lab.planner.checks.secrets import check_secrets
+from grpo_lab.planner.parts import Ports
+from grpo_lab.planner.train import make_plan, shell
 from grpo_lab.rewards import sandbox
 from grpo_lab.rewards.programs import code
-from grpo_lab.store import Run
+from grpo_lab.server import key as server_key
+from grpo_lab.server.command import ServerPlan
+from grpo_lab.server.exposure import check_url, is_public
+from grpo_lab.store.folder import Run
 from grpo_lab.sweep import job
 from tests.conftest import ROOT, SHORT, cli
 from tests.faults.fuzz import command
-from tests.test_algorithms import WITH_KERNELS
-from tests.test_plan import ON_CPU, asked, with_gpus
+from tests.planner.test_plan import ON_CPU, asked, with_gpus
+from tests.worker.test_algorithms import WITH_KERNELS
 
 PORTS = Ports(20001, 20002, 20003, 20004)
 SOURCES = [file for part in ("grpo_lab", "hydra_plugins") for file in (ROOT / part).rglob("*.py")]
@@ -332,7 +333,7 @@ def _watch(seen: list[str], over: threading.Event) -> None:
     seen.extend(known)
 
 
-# The code reward's cage, beyond tests/test_rewards_code.py
+# The code reward's cage, beyond tests/rewards/test_rewards_code.py
 
 ATTACKS = {
     "a symlink to a file of ours": "import os\nos.symlink('/etc/passwd', '/tmp/grpo-lab-link')",

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from grpo_lab import store
-from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.processes import carriers
-from grpo_lab.store import Run
+from grpo_lab.machine.processes import carriers
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import ROOT, SHORT, cli
 
 FAKE = Path(__file__).with_name("fake_server")

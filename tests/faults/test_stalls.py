@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lab import store, watchdog
-from grpo_lab.conductor import past_nccl
-from grpo_lab.config import TimeoutsConfig
-from grpo_lab.machine import Machine
-from grpo_lab.store import Run
-from grpo_lab.watchdog import Watchdog
+from grpo_lab.conductor import watchdog
+from grpo_lab.conductor.train import past_nccl
+from grpo_lab.conductor.watchdog import Watchdog
+from grpo_lab.config.schema import TimeoutsConfig
+from grpo_lab.machine.gpus import Machine
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import ROOT, SHORT, running, wait_for_step
 from tests.faults.test_servers import FAKE
 from tests.faults.wreck import expect_nothing_left, find, segments
-from tests.test_plan import ON_CPU, planned, with_gpus
+from tests.planner.test_plan import ON_CPU, planned, with_gpus
 
 LIMITS = TimeoutsConfig(startup=100, step=20, sync=5)
 

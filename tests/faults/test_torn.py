@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from grpo_lab import completions
-from grpo_lab.store import Run
+from grpo_lab.store import completions
+from grpo_lab.store.folder import Run
 
 
 def test_completions_cut_short_are_left_out(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from subprocess import Popen
 
 import psutil
 
-from grpo_lab import store
-from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.ports import port_range
-from grpo_lab.processes import carriers
-from grpo_lab.store import Run
-from grpo_lab.warden import held_segments
+from grpo_lab.machine.ports import port_range
+from grpo_lab.machine.processes import carriers
+from grpo_lab.machine.warden import held_segments
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.offline_wandb import history, wandb_records
 
 STEPS, SAVE = 6, 3

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lab import store
-from grpo_lab.machine import read_machine
-from grpo_lab.store import Run
+from grpo_lab.machine.gpus import read_machine
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import cli, running, wait_for_step
 
 pytestmark = pytest.mark.gpu

@@ -11,18 +11,18 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from grpo_lab.config import identity
-from grpo_lab.errors import RequestError
-from grpo_lab.machine import Gpu, Machine
-from grpo_lab.store import Sweep
+from grpo_lab.config.compose import Composer, without_hydra
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.naming import fixed_overrides, label, sweep_name
+from grpo_lab.config.schema import identity
+from grpo_lab.machine.gpus import Gpu, Machine
+from grpo_lab.store.folder import Sweep
 from grpo_lab.sweep import points
-from grpo_lab.sweep.backend import Need
-from grpo_lab.sweep.compose import Composer, without_hydra
+from grpo_lab.sweep.launchers.base import Need
+from grpo_lab.sweep.launchers.local import LocalBackend
 from grpo_lab.sweep.launching import check
-from grpo_lab.sweep.local import LocalBackend
-from grpo_lab.sweep.naming import fixed_overrides, label, sweep_name
 from grpo_lab.sweep.points import Point, freeze, write
-from tests.test_plan import VERSIONS
+from tests.planner.test_plan import VERSIONS
 
 FOUR = Machine(gpus=tuple(Gpu(str(i), "NVIDIA H200", 139.0) for i in range(4)), cores=64, versions=VERSIONS)
 TWO_CORES = Machine(cores=2, versions={**VERSIONS, "vllm": "0.31.0+cpu"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lab import store
+from grpo_lab.store import folder as store
 from tests.conftest import SHORT, cli
 from tests.offline_wandb import wandb_records
 from tests.sweep.test_sweeps import only_sweep, statuses

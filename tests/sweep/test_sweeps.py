@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from grpo_lab import store
-from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.store import Run, Sweep
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run, Sweep
 from tests.conftest import ROOT, SHORT, cli, wait_for_step
 
 FATES = ("ok", "raise_once", "kill_once", "hang", "conductor")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from benchmarks.side_by_side import Turn
-from grpo_lab import store
-from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.processes import carriers
-from grpo_lab.store import Run
+from grpo_lab.machine.processes import carriers
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
+from tests.conductor.test_bench import argv, bench
 from tests.conftest import ROOT, SMALL_CACHE
-from tests.test_bench import argv, bench
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

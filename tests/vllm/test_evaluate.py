@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from grpo_lab import checkpoints, store
-from grpo_lab.policy import ASSETS
-from grpo_lab.store import Evaluation, Run
-from tests.test_evaluate import evaluate, records, saved_run
+from grpo_lab.config.model import ASSETS
+from grpo_lab.store import checkpoints
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Evaluation, Run
+from tests.conductor.test_evaluate import evaluate, records, saved_run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -14,15 +14,15 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from grpo_lab import store
-from grpo_lab.engine import server_argv, server_env, vllm_metadata
-from grpo_lab.plan import RUN_VARIABLE
-from grpo_lab.policy import ASSETS
-from grpo_lab.ports import lease
-from grpo_lab.processes import Child
-from grpo_lab.server import fetch
-from grpo_lab.server_key import KEY
-from grpo_lab.store import Run
+from grpo_lab.config.model import ASSETS
+from grpo_lab.machine.ports import lease
+from grpo_lab.machine.processes import Child
+from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.server.command import server_argv, server_env, vllm_metadata
+from grpo_lab.server.key import KEY
+from grpo_lab.server.process import fetch
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Run
 from tests.conftest import SHORT, SMALL_CACHE, cli, first_completions, running, wait_for_step
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
-from grpo_lab import upstream
-from grpo_lab.engine import ServerPlan, server_argv, server_env
-from grpo_lab.ports import lease
-from grpo_lab.server import Server, vllm_server
-from grpo_lab.server_key import GATE, bearer
-from grpo_lab.weight_transfer import gloo_client
-from grpo_lab.worker.vllm import client_of_a_run
+from grpo_lab.config import upstream
+from grpo_lab.machine.ports import lease
+from grpo_lab.server.command import ServerPlan, server_argv, server_env
+from grpo_lab.server.gloo import gloo_client
+from grpo_lab.server.key import GATE, bearer
+from grpo_lab.server.process import Server, vllm_server
+from grpo_lab.worker.patches import client_of_a_run
 from tests.conftest import assert_none_left, ownerless
 
 pytestmark = pytest.mark.vllm
@@ -75,7 +75,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "site" / "grpo_lab-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: grpo-lab\nVersion: 0\n")
-    entry = "[vllm.general_plugins]\ngrpo_lab = grpo_lab.weight_transfer:register\n"
+    entry = "[vllm.general_plugins]\ngrpo_lab = grpo_lab.server.gloo:register\n"
     (info / "entry_points.txt").write_text(entry)
     source = Path(__file__).resolve().parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{info.parent}:{source}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"))
@@ -194,7 +194,7 @@ def a_failed_update_does_not_hang(client: Any) -> None:
 
 
 def test_importing_the_plugin_costs_nothing() -> None:
-    code = "import sys, grpo_lab.weight_transfer; print({'torch', 'vllm', 'trl'} & set(sys.modules))"
+    code = "import sys, grpo_lab.server.gloo; print({'torch', 'vllm', 'trl'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
 
@@ -205,7 +205,7 @@ import torch
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm as dispatch
 layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
 dispatch(layer, remove_weight=True)
-from grpo_lab.weight_transfer import keep_cpu_weights
+from grpo_lab.server.gloo import keep_cpu_weights
 keep_cpu_weights()
 keep_cpu_weights()
 from vllm.model_executor.layers import utils

@@ -9,7 +9,7 @@ from pathlib import Path
 STARTED = time.perf_counter()  # before torch: start-up time is what a user waits
 
 if __name__ == "__main__":
-    from grpo_lab.worker.imports import uncollected
+    from grpo_lab.worker.process import uncollected
 
     with uncollected():
         from grpo_lab.worker.bench.course import bench

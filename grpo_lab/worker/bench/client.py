@@ -16,10 +16,10 @@ from typing import Any
 
 import aiohttp
 
-from grpo_lab.benching.counters import Counts, read_counts
-from grpo_lab.benching.loads import Load, Request
-from grpo_lab.benching.rounds import Arrivals, BenchFailed, Measured
-from grpo_lab.server_key import bearer
+from grpo_lab.planner.loads import Load, Request
+from grpo_lab.server.counters import Counts, read_counts
+from grpo_lab.server.key import bearer
+from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 
 SETTLE_S = 5.0
 """How long the server's counters may lag behind its answers."""
@@ -46,7 +46,7 @@ class Answer:
 
 
 class Client:
-    """Generator (grpo_lab.benching.rounds) on a server's completions endpoint."""
+    """Generator (grpo_lab.store.rounds) on a server's completions endpoint."""
 
     tells = True
 

@@ -13,13 +13,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from trl.trainer.utils import ensure_master_addr_port
 
-from grpo_lab.benching.counters import Counts, counts_of
-from grpo_lab.benching.loads import Load, Request
-from grpo_lab.benching.rounds import Arrivals, BenchFailed, Measured
-from grpo_lab.config import Config
-from grpo_lab.store import Row
+from grpo_lab.config.schema import Config
+from grpo_lab.planner.loads import Load, Request
+from grpo_lab.server.counters import Counts, counts_of
+from grpo_lab.store.folder import Row
+from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 from grpo_lab.worker.bench.client import NEUTRAL
-from grpo_lab.worker.vllm import SEED_STRIDE
+from grpo_lab.worker.patches import SEED_STRIDE
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Share:
 
 
 class Engines:
-    """Generator (grpo_lab.benching.rounds) whose `measure` every process calls together."""
+    """Generator (grpo_lab.store.rounds) whose `measure` every process calls together."""
 
     def __init__(self, config: Config, plan: Row) -> None:
         from vllm import LLM

@@ -12,15 +12,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from grpo_lab import config as configuration
-from grpo_lab import store, tracker
-from grpo_lab.benching.cards import metered
-from grpo_lab.benching.loads import Load, draw, loads_of
-from grpo_lab.benching.rounds import BenchFailed, Generator, check_engines, row_of
-from grpo_lab.config import Config
-from grpo_lab.errors import RequestError
-from grpo_lab.logs import OUT_OF_MEMORY
-from grpo_lab.store import Row, Run
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.schema import Config
+from grpo_lab.machine.logs import OUT_OF_MEMORY
+from grpo_lab.machine.power import metered
+from grpo_lab.planner.loads import Load, draw, loads_of
+from grpo_lab.store import folder as store
+from grpo_lab.store import tracker
+from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.rounds import BenchFailed, Generator, check_engines, row_of
 
 
 def bench(folder: Path, *, started: float) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
-from grpo_lab.benching.loads import Load, Request
-from grpo_lab.benching.rounds import Arrivals, BenchFailed, Measured
-from grpo_lab.config import Config
-from grpo_lab.store import Row
+from grpo_lab.config.schema import Config
+from grpo_lab.planner.loads import Load, Request
+from grpo_lab.store.folder import Row
+from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 
 PADDING = 0
 """Masked, so any token will do."""
@@ -28,7 +28,7 @@ class Lengths(StoppingCriteria):
 
 
 class Transformers:
-    """Generator (grpo_lab.benching.rounds) of one process. It times no tokens, has no KV cache of fixed size."""
+    """Generator (grpo_lab.store.rounds) of one process. It times no tokens, has no KV cache of fixed size."""
 
     tells, kv_cache_tokens = True, None
 

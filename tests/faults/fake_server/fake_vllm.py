@@ -39,7 +39,7 @@ GET = {
 
 
 def init_weight_transfer_engine(init_info):
-    from grpo_lab.weight_transfer import Wire
+    from grpo_lab.server.gloo import Wire
 
     address, port = init_info["master_address"], init_info["master_port"]
     wires.append(Wire(address, port, rank=1, size=2, timeout_s=init_info["timeout_s"]))

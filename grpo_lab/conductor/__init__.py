@@ -1,0 +1,1 @@
+"""Carries a plan out and watches it; imports no torch."""

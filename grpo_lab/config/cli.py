@@ -1,0 +1,158 @@
+"""Hydra's command line with our manners: a wrong request is one to three lines and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from grpo_lab.config.errors import PointFailed, RequestError, RunFailed, nearest
+from grpo_lab.config.schema import CONF, Config
+from grpo_lab.machine.disk import is_full
+
+
+def run_app(app: Callable[[], Any]) -> int:
+    """Run a `hydra.main` function; the exit code of the process.
+
+    Hydra prints its own errors and ends the process itself unless HYDRA_FULL_ERROR is set: then they reach us. A user
+    who sets it wants the traceback and gets it.
+    """
+    sys.argv[1:] = quoted(sys.argv[1:])
+    if "HYDRA_FULL_ERROR" in os.environ:
+        app()
+        return 0
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException, MissingConfigException, RequestError) as error:
+        return refuse(explain(error))
+    except PointFailed:
+        return 1
+    except RAW as error:
+        if isinstance(error, OSError) and is_full(error, Path.cwd()):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.
+        if "No trials are completed yet" in str(error):
+            print("error: no trial of the search has a value", file=sys.stderr)
+            return 1
+        if not _of_hydra(error):
+            raise
+        return refuse(explain(error))
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+    return 0
+
+
+RAW = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError, OSError, yaml.YAMLError)
+"""What Hydra 1.3, OmegaConf 2.3 and PyYAML raise, beside errors of their own, for a request that they cannot read."""
+_READERS = ("hydra", "omegaconf", "antlr4", "yaml")
+
+
+def _of_hydra(error: BaseException) -> bool:
+    """Whether it comes from reading the request: raised by the readers, and called by no code of ours but this module
+    and the two that hand over to them."""
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in names if name == "__main__" or name.startswith("grpo_lab.")]
+    reading = any(name.partition(".")[0] in _READERS for name in names[-4:])
+    return reading and ours[-1] in ("grpo_lab.config.cli", "grpo_lab.config.schema", "grpo_lab.config.compose")
+
+
+_SLICE = re.compile(r"(.*\bdata\.(?:parts\.\w+\.)?(?:train|test)=)([^\"'\[]+\[[^\"']*)")
+
+
+def quoted(arguments: list[str]) -> list[str]:
+    """`data.train=train[:10%]` with the slice in quotes, as Hydra wants it; commas separate values of a sweep."""
+
+    def one(argument: str) -> str:
+        match = _SLICE.fullmatch(argument)
+        return match[1] + ",".join(f'"{part}"' for part in match[2].split(",")) if match else argument
+
+    return [one(argument) for argument in arguments]
+
+
+def refuse(message: str) -> int:
+    """Print a refusal; the exit code that goes with it."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """A refusal or a failed run in this block ends the process by SystemExit, which Hydra lets through without a word
+    of its own."""
+    try:
+        yield
+    except (RequestError, OmegaConfBaseException) as error:
+        sys.exit(refuse(explain(error)))
+    except RunFailed as error:
+        sys.exit(error.exit_code)
+
+
+LINES, WIDTH = 3, 1000
+"""A refusal is no longer: values can be of any length and hold line breaks."""
+
+
+def explain(error: BaseException) -> str:
+    """One to three lines for an error of Hydra or OmegaConf, with the nearest valid key or choice."""
+    lines = _explained(error).strip().splitlines() or [f"cannot read the request ({type(error).__name__})"]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"... ({len(lines) - LINES + 1} more lines)"]
+    return "\n".join(line if len(line) <= WIDTH else f"{line[:WIDTH]}..." for line in lines)
+
+
+def _explained(error: BaseException) -> str:
+    chain = _chain(error)
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            return _unknown_choice(link.missing_cfg_file)
+    for link in chain:
+        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.full_key:
+            return _unknown_key(str(link.full_key))
+    for link in chain:
+        if isinstance(link, MissingMandatoryValue):
+            return f"{link.full_key}: a value is needed"
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            said = next(iter(str(link).splitlines()), type(link).__name__)
+            return f"{link.full_key}: {said.rpartition('raised while resolving interpolation: ')[2]}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}; an override is key=value"
+    if isinstance(error, RequestError):
+        return str(error)
+    said = next((text for link in chain if (text := str(link).strip())), "")
+    return "\n".join(said.splitlines()[:LINES])
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it came from. OmegaConf 2.3 makes a ring of it for a YAML key that is null."""
+    found, link = [error], error.__cause__
+    while link is not None and link not in found:
+        found.append(link)
+        link = link.__cause__
+    return found
+
+
+def _unknown_choice(file: str) -> str:
+    group, _, choice = file.removesuffix(".yaml").rpartition("/")
+    options = [path.stem for path in (CONF / group).glob("*.yaml")]
+    return f"{group}={choice}: no such option; {nearest(choice, options)}"
+
+
+def _unknown_key(full_key: str) -> str:
+    """The nearest among the keys beside the missing one."""
+    parent, _, _ = full_key.rpartition(".")
+    schema = OmegaConf.structured(Config)
+    node = OmegaConf.select(schema, parent) if parent else schema
+    valid = [str(key) for key in node] if OmegaConf.is_dict(node) else []
+    key = full_key.rpartition(".")[2]
+    return f"{full_key}: no such key; {nearest(key, valid)}" if valid else f"{full_key}: no such key"

@@ -1,0 +1,371 @@
+"""What was asked: the typed schema of a run, and reading and writing it.
+
+Nothing here decides anything; :mod:`grpo_lab.plan` does. Imports Hydra's config store and OmegaConf only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from grpo_lab.config.naming import sweep_name
+from grpo_lab.config.redaction import redact
+from grpo_lab.config.resolvers import pick, quotient
+from grpo_lab.store.folder import write_text
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
+"""Folder of the shipped YAML files: inside the package in a wheel, beside it in a clone."""
+
+
+@dataclass
+class ModelConfig:
+    """A policy: where its weights are, and its shape, so that a plan needs no weights."""
+
+    name: str = MISSING
+    path: str = MISSING
+    """Local folder or hub id. `asset:NAME` is a checkpoint shipped inside the package."""
+    weights: str = "pretrained"
+    """`pretrained`, or `random`: exact architecture, random weights, no download (for timing)."""
+    revision: str | None = None
+    dtype: str = "float32"
+    """Of the trained weights, as in TRL; on GPUs the arithmetic is bf16 all the same (grpo.bf16)."""
+    attn: str | None = None
+    trust_remote_code: bool = False
+    parameters: int | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """The fields of the checkpoint's `config.json` that fix its shape, under transformers' own names."""
+
+
+@dataclass
+class VllmConfig:
+    """Who generates: transformers (`off`), vLLM in the trainer's processes (`colocate`), or a vLLM server."""
+
+    mode: str = "off"
+    tp: int = 1
+    dp: int = 1
+    """Number of engines. In server mode vLLM's own data parallelism; in colocate, processes divided by tp."""
+    url: str | None = None
+    """Use this running server instead of starting one."""
+    expose: bool = False
+    """Allow a server on a public address. On loopback and private ones it is never asked."""
+    sleep: bool = False
+    gpu_memory_utilization: float | None = None
+    """Null: 0.3 in colocate mode, where the trainer shares the card; 0.9 in server mode."""
+    max_model_len: int | None = None
+    """Prompt plus completion, in tokens. Null: the model's context, or what the run needs if that is less."""
+    weight_transfer: str = "auto"
+    """`nccl`, `gloo` (through the CPU; for machines without NCCL between the roles), or `auto`."""
+    check_sync_every: int = 10
+    """Steps between two comparisons of vLLM's log-probabilities with the trainer's; 0 switches them off."""
+    max_logp_difference: float = 0.1
+    """Mean absolute difference (nats a token) above which vLLM's weights are taken for stale or wrong."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PeftConfig:
+    """An adapter; `kind: none` trains every weight. `options` are fields of peft's `LoraConfig`."""
+
+    kind: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DistributedConfig:
+    """How the trainer's processes share the model."""
+
+    kind: str = "ddp"
+    offload: bool = False
+    """Optimizer state, and the weights where they are sharded (fsdp2, zero3), in the host's memory."""
+
+
+@dataclass
+class AlgorithmConfig:
+    """Which of TRL's trainers learns; the variants of one trainer differ in `grpo`."""
+
+    kind: str = "grpo"
+
+
+@dataclass
+class TrackerConfig:
+    kind: str = "wandb"
+    mode: str = "offline"
+    project: str = "grpo-lab"
+    entity: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """Held-out evaluation before, during and after training, sampled at the training temperature."""
+
+    enabled: bool = True
+    problems: int = 500
+    """The first so many held-out problems; 0 takes all."""
+    every: int = 0
+    """Steps between evaluations during training; 0: only before and after."""
+    every_problems: int | None = None
+    """The first so many of `problems`, for the evaluations during training. Null: all of them."""
+
+
+@dataclass
+class EvaluateConfig:
+    """What `python -m grpo_lab.evaluate` does with a policy; no part of a training run."""
+
+    checkpoint: Any = "last"
+    """Of a run: `last`, `before` (the untrained model), or a step."""
+    k: list[int] = field(default_factory=lambda: [1])
+    """The k of each pass@k to report."""
+    samples: int | None = None
+    """Completions a problem. Null: the largest k."""
+    problems: int = 0
+    """The first so many held-out problems; 0 takes all."""
+    temperature: float | None = None
+    """Null: the training temperature. 0 is greedy."""
+    batch_size: int | None = None
+    """Completions at a time, and what a killed evaluation loses at most. Null: 64, with vLLM 4096."""
+    seed: int = 0
+    """Of the sampling."""
+
+
+@dataclass
+class BenchConfig:
+    """What `python -m grpo_lab.bench` generates; no part of a training run."""
+
+    prompts: int = 64
+    num_generations: int = 8
+    """Completions of each prompt, in one request."""
+    prompt_len: Any = 512
+    """Tokens of a prompt: a number, or [low, high] for uniformly drawn ones."""
+    completion_len: Any = 512
+    """Tokens of a completion, likewise; those of one prompt have one length."""
+    concurrency: int | None = None
+    """Requests in flight. Null: all at once."""
+    warmup: int = 1
+    """First rounds of each load that are left out."""
+    repeats: int = 3
+    """Rounds of each load that are measured."""
+    timed_every: int | None = None
+    """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
+    loads: dict[str, Any] = field(default_factory=dict)
+    """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
+    one, `default`."""
+
+
+@dataclass
+class PublishConfig:
+    """The trained policy and its model card on the Hugging Face Hub, after a run that finished."""
+
+    repo_id: str | None = None
+    """`owner/name`, made if it is not there; `name` alone is the token's owner's. Null: nothing is published."""
+    private: bool = True
+    """Of a repository that is made."""
+
+
+@dataclass
+class TimeoutsConfig:
+    """Seconds after which a run that makes no progress is ended."""
+
+    startup: float = 900.0
+    """From the start of the server, and again of the trainer, until it is ready."""
+    step: float = 1800.0
+    """For one training step, a checkpoint or 128 problems of an evaluation on each process."""
+    sync: float = 600.0
+    """For sending the weights to vLLM once, until it has loaded them."""
+
+
+@dataclass
+class LauncherConfig:
+    """How the points of `--multirun` share machines; the launcher itself is chosen by `hydra/launcher=`."""
+
+    exclusive: bool = False
+    """One point at a time, on the whole machine: neighbours disturb timings."""
+    gpus_per_job: int | None = None
+    """GPUs that a point may see. Null: as many as its plan takes."""
+    max_parallel: int | None = None
+    timeout: float | None = None
+    """Seconds after which a point is ended as failed (timeout)."""
+    retries: int = 1
+    """Further tries of a point that failed by `server_died`, `server_timeout` or `killed`."""
+
+
+@dataclass
+class SweepConfig:
+    """What a repeated `--multirun` does with the points that it finds: finished are skipped, unfinished resumed."""
+
+    retry: str | None = None
+    """`failed`: run failed points again."""
+    force: bool = False
+    """Run every point again; what is there is set aside."""
+    name: str | None = None
+    """The sweep that a run is a point of; set by the launcher."""
+    overrides: list[str] = field(default_factory=list)
+    """What distinguishes this point; set by the launcher."""
+
+
+@dataclass
+class LayoutConfig:
+    """`layout=auto`: vllm.mode, tp, dp, trainer_gpus and sharding are chosen for this machine."""
+
+    choose: str = "manual"
+    measure: int = 0
+    """So many of the layouts that are predicted to be fastest are timed briefly, and the fastest is kept."""
+
+
+@dataclass
+class PredictionConfig:
+    """What `python -m grpo_lab.plan` assumes and shows; no part of a run."""
+
+    format: str = "table"
+    """table, json or csv."""
+    top: int = 12
+    """Layouts that the table shows; json and csv have all."""
+    generation: bool = False
+    """A server on all GPUs and no training, as `python -m grpo_lab.bench` runs it."""
+    prompt_tokens: int | None = None
+    """Mean of the prompts. Null: data.max_prompt_tokens, else 256; prompts are not read for a prediction."""
+    calibration: str | None = None
+    """A file that `python -m grpo_lab.plan calibrate` wrote. Null: the one that is shipped."""
+
+
+@dataclass
+class Config:
+    kind: str = "train"
+    """`train` or `bench`; set by the command."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    """`_target_`: a function `f(split, **the other keys) -> datasets.Dataset`, split being train or test."""
+    rewards: dict[str, Any] = field(default_factory=dict)
+    """name -> `_target_`, `weight` and the function's own parameters."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    grpo: dict[str, Any] = field(default_factory=dict)
+    """Passed to the algorithm's own config, `trl.GRPOConfig` in most cases, less what the plan owns."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    seed: int = 0
+    gpus: Any = "auto"
+    """`auto` (all that are visible), a number, or a list of ids."""
+    trainer_gpus: int | None = None
+    """Null: server mode, all GPUs that the server leaves; otherwise all."""
+    nodes: int = 1
+    """Machines that the run spans, all alike; `gpus` is then a number of each. A server has machines of its own."""
+    hosts: list[str] | None = None
+    """Their names, this one first. Null: those of the Slurm job."""
+    runs_dir: str = "runs"
+    name: str | None = None
+    resume: bool | None = None
+    """true: go on from the last checkpoint. false: start over, the old folder is set aside. Null: ask."""
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    objective: str = "accuracy_after"
+    """What a run returns to a sweeper: a measurement of result.json, such as `tokens_per_s_per_gpu`."""
+    stop_on_nan: bool = True
+    """End the run (`nan`) at the first NaN or infinite loss, gradient, reward or weight. false: count it and go on."""
+    fit: str = "refuse"
+    """What cannot fit into the GPUs' memory: `refuse` where it is certain, with a warning where it is close; `warn`;
+    `off`."""
+    hardware: str = "auto"
+    """Of `python -m grpo_lab.plan`: this machine, or for example h100-8, or h100-8x16 for sixteen of those."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    plan: PredictionConfig = field(default_factory=PredictionConfig)
+    warmup_steps: int = 2
+    """First steps that every timing leaves out."""
+    dry_run: bool = False
+
+
+NOT_IDENTITY = (
+    "runs_dir",
+    "name",
+    "hosts",
+    "resume",
+    "dry_run",
+    "tracker",
+    "timeouts",
+    "launcher",
+    "sweep",
+    "objective",
+    "evaluate",
+    "bench",
+    "kind",
+    "fit",
+    "hardware",
+    "layout",
+    "plan",
+    "publish",
+    "stop_on_nan",  # it decides how far a run comes, not what its steps compute
+)
+"""Keys that change no result."""
+_BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
+"""All that can change what a bench measures."""
+_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
+
+
+def register(defaults: Config | None = None) -> None:
+    """Put the schema into Hydra's store, with the defaults of the command that is run. Nodes that pass options on stay
+    open, so they need no `+`."""
+    schema = OmegaConf.structured(defaults or Config)
+    for key in _OPEN:
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
+
+    prefix = f"{defaults.kind}-" if defaults else ""
+
+    def name_of_sweep(name: str | None, overrides: list[str], axes: list[str] | None = None) -> str:
+        return name or prefix + sweep_name(name, overrides, axes)
+
+    OmegaConf.register_new_resolver("sweep_name", name_of_sweep, replace=True)
+    OmegaConf.register_new_resolver("quotient", quotient, replace=True)
+    OmegaConf.register_new_resolver("pick", pick, replace=True)
+    OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
+
+
+def from_hydra(composed: DictConfig) -> Config:
+    """The composed configuration, resolved, as a :class:`Config`."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write YAML. Secrets stay out; a run gets them through the environment."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config))))))
+
+
+def _literal(value: Any) -> Any:
+    """The same, with what looks like an interpolation escaped: all of them are resolved by now."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def load(path: Path) -> Config:
+    """Read what :func:`save` wrote."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    assert isinstance(merged, DictConfig)
+    return from_hydra(merged)
+
+
+def identity(config: Config) -> str:
+    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
+    bench what only training uses."""
+    everything = redact(asdict(config))
+    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
+    asked = {key: everything[key] for key in keys}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

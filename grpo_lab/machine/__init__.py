@@ -1,0 +1,1 @@
+"""The operating system and the hardware: GPUs, processes, ports, locks, disk, logs."""

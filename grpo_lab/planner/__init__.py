@@ -1,0 +1,1 @@
+"""Decides before anything starts; pure."""

@@ -1,0 +1,104 @@
+"""Combinations of options that TRL, transformers or vLLM refuse late, or get wrong, refused before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.schema import Config, EvalConfig
+from grpo_lab.machine.gpus import Machine
+
+
+def check_combinations(config: Config) -> None:
+    """Raises RequestError with the first reason."""
+    for wrong, reason in (*_adapter(config), *_options(config.grpo), *_generation(config), *_evaluation(config.eval)):
+        if wrong:
+            raise RequestError(reason)
+
+
+def check_quantized(config: Config, machine: Machine, *, on_gpu: bool) -> None:
+    """What a base model in four bits needs. Raises RequestError."""
+    if config.peft.kind != "qlora":
+        return
+    if not on_gpu:
+        raise RequestError("peft=qlora: bitsandbytes' 4-bit weights need CUDA GPUs; peft=lora")
+    if "bitsandbytes" not in machine.versions:
+        raise RequestError("peft=qlora: bitsandbytes is not installed; pip install bitsandbytes, or peft=lora")
+
+
+def _adapter(config: Config) -> Iterator[tuple[bool, str]]:
+    peft, kind = config.peft, config.distributed.kind
+    targets, quantized = peft.options.get("target_modules"), peft.kind == "qlora"
+    yield (
+        peft.kind != "none" and isinstance(targets, list) and "lm_head" in targets,
+        "peft.options.target_modules: TRL takes log-probabilities from lm_head's own weights, so an adapter on it would"
+        " never be trained; leave lm_head out",
+    )
+    # trl issues 4973 and 3466: merging leaves 4-bit bytes or full weights, and vLLM has the other shape or old scales.
+    yield (
+        quantized and config.vllm.mode != "off",
+        f"peft=qlora vllm={config.vllm.mode}: TRL cannot bring 4-bit weights to vLLM; peft=lora, or vllm=off",
+    )
+    # accelerate leaves 4-bit weights out of FSDP2's sharding; transformers loads them without zero.Init.
+    yield (
+        quantized and kind in ("fsdp2", "zero3"),
+        f"peft=qlora distributed={kind}: 4-bit weights are not sharded; distributed=ddp or zero2, or peft=lora",
+    )
+    yield (
+        config.distributed.offload and kind == "ddp",
+        "distributed.offload=true: ddp has nothing to offload; distributed=zero2, zero3 or fsdp2",
+    )
+
+
+def _options(grpo: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    yield (
+        bool(grpo.get("auto_find_batch_size")),
+        "grpo.auto_find_batch_size: a smaller batch would break the groups of completions;"
+        " lower grpo.per_device_train_batch_size",
+    )
+    yield (
+        bool(grpo.get("sync_ref_model")) and not grpo.get("beta"),
+        "grpo.sync_ref_model=true: without grpo.beta there is no reference model to synchronise",
+    )
+    bounds = [grpo.get("vllm_importance_sampling_clip_min"), grpo.get("vllm_importance_sampling_clip_max", 3.0)]
+    yield (
+        grpo.get("vllm_importance_sampling_mode") in ("token_truncate", "sequence_truncate") and bounds == [None, None],
+        "grpo.vllm_importance_sampling_mode: to truncate, set grpo.vllm_importance_sampling_clip_max=",
+    )
+
+
+def _generation(config: Config) -> Iterator[tuple[bool, str]]:
+    grpo, adapted = config.grpo, config.peft.kind != "none"
+    through_vllm = config.vllm.mode != "off"
+    yield (
+        adapted and bool(grpo.get("sync_ref_model")),
+        "grpo.sync_ref_model=true: with an adapter the reference is the model without it; grpo.sync_ref_model=false",
+    )
+    yield (
+        through_vllm and config.distributed.kind == "zero3" and grpo.get("ds3_gather_for_generation") is False,
+        "grpo.ds3_gather_for_generation=false: vLLM needs the gathered weights; leave it true, or vllm=off",
+    )
+    corrected = grpo.get("vllm_importance_sampling_correction", True)
+    mode = grpo.get("vllm_importance_sampling_mode", "sequence_mask")
+    yield (
+        through_vllm and grpo.get("loss_type") == "vespo" and corrected and not mode.startswith("token"),
+        "grpo.loss_type=vespo: set grpo.vllm_importance_sampling_mode=token_truncate or token_mask",
+    )
+
+
+def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
+    yield asked.every < 0, f"eval.every={asked.every}: a number of steps, or 0 for before and after only"
+    yield (
+        bool(asked.every) and not asked.enabled,
+        f"eval.every={asked.every}: eval.enabled=false switches every evaluation off; leave one of them out",
+    )
+    yield (
+        asked.every_problems is not None and (asked.every_problems < 1 or not asked.every),
+        f"eval.every_problems={asked.every_problems}: a number of problems, together with eval.every=STEPS",
+    )
+
+
+def combination_notes(config: Config) -> Iterator[str]:
+    if config.peft.kind != "none" and config.distributed.kind == "fsdp2" and config.vllm.mode != "off":
+        yield "TRL merges an adapter that fsdp2 has sharded before it sends it to vLLM, and marks this as untried"

@@ -1,0 +1,1 @@
+"""Predicts memory and speed of a layout, and how sure that is."""

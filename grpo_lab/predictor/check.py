@@ -1,0 +1,102 @@
+"""`fit=refuse|warn|off`: what cannot fit is known before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.schema import Config
+from grpo_lab.machine.cards import Card, card_of
+from grpo_lab.machine.gpus import Machine
+from grpo_lab.planner.bench import BenchPlan
+from grpo_lab.planner.commands import memory_share
+from grpo_lab.planner.train import Plan
+from grpo_lab.predictor import verdict
+from grpo_lab.predictor.memory import LEAKS_BELOW, STREAMS, leaks
+from grpo_lab.predictor.parts import Layout
+from grpo_lab.predictor.verdict import FITS, GIB, NO
+from grpo_lab.predictor.workload import workload
+
+CHOICES = ("refuse", "warn", "off")
+
+
+def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
+    """Warnings for the user. Silent on a machine without GPUs, and about a model whose shape is not known.
+
+    Raises:
+        RequestError: for what is certain not to fit, unless `fit=warn`.
+    """
+    _known(config.fit)
+    return _judged(config, Layout.of(config, plan), machine) if plan.gpus else ()
+
+
+def advice(config: Config, plan: Plan, machine: Machine) -> str:
+    """To somebody whose run went out of memory: what was to be expected, and the way out where there is one."""
+    if not plan.gpus:
+        return ""
+    said = _expected(config, Layout.of(config, plan), machine)
+    vllm = machine.versions.get("vllm", "")
+    if plan.mode == "server" and leaks(vllm):
+        left = f"leaves 2 GiB with the trainer at every sync, up to {STREAMS}, that only torch can use"
+        said += f"\nvLLM {vllm} {left}; {'.'.join(map(str, LEAKS_BELOW))} does not"
+    return said
+
+
+def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
+    """As `check`, of engines alone, without a trainer beside them."""
+    _known(config.fit)
+    return _judged(*_alone(config, plan), machine) if _on_gpus(plan) else ()
+
+
+def advice_bench(config: Config, plan: BenchPlan, machine: Machine) -> str:
+    return _expected(*_alone(config, plan), machine) if _on_gpus(plan) else ""
+
+
+def _on_gpus(plan: BenchPlan) -> bool:
+    return bool(plan.gpus) and plan.mode != "off"
+
+
+def _alone(config: Config, plan: BenchPlan) -> tuple[Config, Layout]:
+    alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
+    layout = Layout.generating("server", plan.tp, plan.dp)
+    return dataclasses.replace(config, vllm=alone), layout
+
+
+def _expected(config: Config, layout: Layout, machine: Machine) -> str:
+    try:
+        work = workload(config)
+    except RequestError:
+        return ""
+    card = smallest(machine)
+    found = verdict.judge(work, layout, card, own_server=config.vllm.url is None)
+    sizes = [f"{role} {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}" for role, need in found.needs.items()]
+    said = found.reason or f"fits, {', '.join(sizes)}"
+    smaller = verdict.largest_batch(work, layout, card) if layout.trainer and found.kind != NO else 0
+    said += f"; grpo.per_device_train_batch_size={smaller} fits" if 0 < smaller < layout.per_device else ""
+    return f"predicted: {said}; python -m grpo_lab.plan shows what needs the memory"
+
+
+def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]:
+    if config.fit == "off":
+        return ()
+    try:
+        work = workload(config)
+    except RequestError:
+        return ()
+    found = verdict.judge(work, layout, smallest(machine), own_server=config.vllm.url is None)
+    if found.kind == FITS:
+        return ()
+    if found.kind == NO and config.fit == "refuse":
+        raise RequestError(f"{found.reason} (predicted; fit=warn starts it all the same)")
+    return (f"{'will not fit' if found.kind == NO else 'may not fit'}: {found.reason}",)
+
+
+def _known(choice: str) -> None:
+    if choice not in CHOICES:
+        raise RequestError(f"fit={choice}: {nearest(choice, CHOICES)}")
+
+
+def smallest(machine: Machine) -> Card:
+    """The GPU with the least memory; of a card without a preset its memory is all that is known."""
+    gpu = min(machine.gpus, key=lambda one: one.memory_gib)
+    return card_of(gpu) or Card(gpu.name, gpu.memory_gib * 2**30, 0.0, 0.0, 0.0, 0.0, "as the driver says")

@@ -1,0 +1,72 @@
+"""What was measured beside what is predicted for it: tokens a second, memory, and whether it fits."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from grpo_lab.predictor import memory, verdict
+from grpo_lab.predictor.calibration import Measurement
+from grpo_lab.predictor.speed import Coefficients
+
+CLOSE, CLOSE_GIB = 0.1, 0.5
+"""A peak is met within this share of it, or within so many GiB."""
+COLUMNS = ("measurement", "model", "layout", "tokens/s off by", "GiB predicted", "GiB measured", "predicted", "ran")
+
+
+@dataclass(frozen=True)
+class Compared:
+    measured: Measurement
+    speed: float | None
+    """Error of the predicted tokens a second, relative to the measured; None where no speed was measured."""
+    gib: Mapping[str, float]
+    """Role -> predicted peak, of the roles that were measured, as it was measured: of the trainer what torch reserves,
+    which leaves the CUDA context out, and what is left behind beside a server in."""
+    verdict: str
+
+    def met(self, role: str) -> bool:
+        error = abs(self.gib[role] - self.measured.peaks[role])
+        return error <= max(CLOSE * self.measured.peaks[role], CLOSE_GIB)
+
+
+def compare(measured: Measurement, known: Coefficients) -> Compared:
+    found = verdict.judge(measured.work, measured.layout, measured.card)
+    left = memory.left_behind(measured.work, measured.layout, measured.vllm, measured.steps)
+    reserved = next(iter(found.needs.values())).total - memory.CONTEXT + left
+    gib = {role: (reserved if role == "trainer" else found.needs[role].total) / memory.GIB for role in measured.peaks}
+    return Compared(measured, measured.error(known) if measured.seconds else None, gib, found.kind)
+
+
+def table(found: Sequence[Compared]) -> str:
+    """A row for each, and what they come to."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for one in found:
+        measured = one.measured
+        speed = "" if one.speed is None else f"{one.speed:+.1%}"
+        ran = "out of memory" if measured.out_of_memory else "yes"
+        sizes = f"{_sizes(one.gib)} | {_sizes(measured.peaks)}"
+        names = f"{measured.name} | {measured.model} | {measured.layout}"
+        lines.append(f"| {names} | {speed} | {sizes} | {one.verdict} | {ran} |")
+    return "\n".join([*lines, "", *_sum(found)]) + "\n"
+
+
+def _sizes(gib: Mapping[str, float]) -> str:
+    return ", ".join(f"{role} {size:.1f}" for role, size in gib.items())
+
+
+def _sum(found: Sequence[Compared]) -> list[str]:
+    errors = [abs(one.speed) for one in found if one.speed is not None]
+    peaks = [one.met(role) for one in found if not one.measured.out_of_memory for role in one.measured.peaks]
+    failed = [one for one in found if one.measured.out_of_memory]
+    lines = []
+    if errors:
+        lines.append(
+            f"speed: {len(errors)} measured, median error {statistics.median(errors):.1%}, largest {max(errors):.1%}"
+        )
+    if peaks:
+        lines.append(f"memory: {sum(peaks)} of {len(peaks)} peaks met within {CLOSE:.0%} or {CLOSE_GIB} GiB")
+    if failed:
+        fitting = sum(one.verdict == verdict.FITS for one in failed)
+        lines.append(f"out of memory: {len(failed)}, of which {fitting} are predicted to fit")
+    return lines

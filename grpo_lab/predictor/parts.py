@@ -1,0 +1,92 @@
+"""What predictions are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from grpo_lab.config.schema import Config
+from grpo_lab.planner.train import Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who generates, who trains, and what a trainer's process takes at a time."""
+
+    mode: str
+    tp: int
+    dp: int
+    trainer: int
+    """Processes of the trainer, one GPU each."""
+    kind: str
+    """ddp, fsdp2, zero2 or zero3."""
+    per_device: int
+    """Completions of one pass."""
+    accumulation: int
+    nodes: int = 1
+    """Machines."""
+
+    @classmethod
+    def of(cls, config: Config, plan: Plan) -> Layout:
+        batch = plan.batch
+        return cls(
+            plan.mode,
+            plan.tp,
+            plan.dp,
+            batch.processes,
+            config.distributed.kind,
+            batch.per_device,
+            batch.accumulation,
+            plan.nodes,
+        )
+
+    @classmethod
+    def generating(cls, mode: str, tp: int, dp: int, nodes: int = 1) -> Layout:
+        """Engines without a trainer."""
+        return cls(mode, tp, dp, trainer=0, kind="ddp", per_device=0, accumulation=0, nodes=nodes)
+
+    @property
+    def gpus(self) -> int:
+        return self.trainer + (self.tp * self.dp if self.mode == "server" else 0)
+
+    @property
+    def engines(self) -> int:
+        """That share the completions of a step; with `off` the trainer's processes."""
+        return self.trainer if self.mode == "off" else self.dp
+
+    def __str__(self) -> str:
+        if self.mode == "off":
+            return f"off, trainer {self.trainer} {self.kind}"
+        if self.mode == "colocate":
+            return f"colocate tp={self.tp} dp={self.dp} {self.kind}"
+        trainer = f", trainer {self.trainer} {self.kind}" if self.trainer else ""
+        return f"server tp={self.tp} dp={self.dp}{trainer}"
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Seconds of one step. Rewards are the user's own functions and not predicted."""
+
+    generate: float
+    sync: float
+    logprobs: float
+    train: float
+    other: float
+
+    @property
+    def step(self) -> float:
+        return math.fsum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on the fullest GPU of a role."""
+
+    parts: Mapping[str, float]
+    given: float = 0.0
+    """Of the total, what is no estimate: the share that vLLM is told to take."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())

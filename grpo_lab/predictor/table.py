@@ -1,0 +1,154 @@
+"""Predictions for a reader: a table, or JSON and CSV with everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+from grpo_lab.config.schema import Config
+from grpo_lab.machine.cards import Cluster
+from grpo_lab.predictor.calibration import Calibration
+from grpo_lab.predictor.candidates import Judged
+from grpo_lab.predictor.memory import GIB
+from grpo_lab.predictor.workload import workload
+
+PHASES = ("generate", "sync", "logprobs", "train", "other")
+
+
+def table(found: Sequence[Judged], config: Config, cluster: Cluster, *, top: int) -> str:
+    runs = [one for one in found if one.runs]
+    lines = [_heading(config, cluster), ""]
+    if runs:
+        lines += [_COLUMNS, *(_line(one) for one in runs[:top])]
+        lines += [f"{len(runs) - top} more that run, slower: plan.top={len(runs)}"] * (len(runs) > top)
+        lines += ["", *_memory(runs[0], cluster)]
+    else:
+        lines.append("no layout of this run fits; the reasons below say what would help")
+    rest = sorted((one for one in found if not one.runs), key=_reason)
+    lines += ["", "not possible:"] if rest else []
+    for reason, same in groupby(rest, key=_reason):
+        names = [one.name for one in same]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  {'; '.join(names[:3])}{more}\n      {reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _reason(one: Judged) -> str:
+    return f"{one.verdict.kind}: {one.verdict.reason}"
+
+
+def _heading(config: Config, cluster: Cluster) -> str:
+    work, card = workload(config), cluster.card
+    machines = f" in each of {cluster.nodes} machines" if cluster.nodes > 1 else ""
+    return (
+        f"{config.model.name} on {cluster.per_node} {card.name} ({card.memory / GIB:.1f} GiB){machines}:"
+        f" {work.completions} completions a step of {work.completion} tokens (all taken to be that long), prompts of"
+        f" {work.prompt}\n"
+        f"predicted, not measured; ± holds 19 of 20 times, ? where this card or mode was never measured"
+    )
+
+
+_COLUMNS = (
+    f"{'layout':<42} {'tokens/s/GPU':>12} {'±':>5} {'step s':>8} {'gener.':>7} {'sync':>6} {'logpr.':>7} {'train':>7}"
+    f" {'GiB (role by role)':>20} {'batch':>6} {'longest':>8}  fits"
+)
+
+
+def _line(one: Judged) -> str:
+    assert one.phases is not None
+    band = "?" if one.band is None else f"{one.band:.0%}"
+    p = one.phases
+    used = " + ".join(f"{need.total / GIB:.0f}" for need in one.verdict.needs.values())
+    note = " ".join(text for text in (one.verdict.kind, one.verdict.reason, one.note) if text)
+    return (
+        f"{one.name:<42} {one.tokens_per_s_per_gpu:>12,.0f} {band:>5} {p.step:>8.2f} {p.generate:>7.2f} {p.sync:>6.2f}"
+        f" {p.logprobs:>7.2f} {p.train:>7.2f} {used:>20} {one.largest_batch:>6} {one.largest_completion:>8}  {note}"
+    )
+
+
+def _memory(one: Judged, cluster: Cluster) -> list[str]:
+    lines = [f"memory of the first on a GPU of {cluster.card.memory / GIB:.1f} GiB:"]
+    for role, need in one.verdict.needs.items():
+        parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in need.parts.items() if size >= 0.05 * GIB)
+        lines.append(f"  {role}: {need.total / GIB:.1f} GiB = {parts}")
+    return lines
+
+
+def rows(found: Sequence[Judged], cluster: Cluster) -> list[dict[str, Any]]:
+    return [_row(one, cluster) for one in found]
+
+
+def _row(one: Judged, cluster: Cluster) -> dict[str, Any]:
+    vllm, layout = one.config.vllm, one.layout
+    return {
+        "layout": one.name,
+        "mode": vllm.mode,
+        "tp": vllm.tp,
+        "dp": vllm.dp,
+        "trainer_gpus": layout.trainer if layout else None,
+        "distributed": one.config.distributed.kind,
+        "hardware": cluster.card.name,
+        "gpus": one.gpus or None,
+        "verdict": one.verdict.kind,
+        "reason": one.verdict.reason or None,
+        "note": one.note or None,
+        "tokens_per_s_per_gpu": round(one.tokens_per_s_per_gpu, 1) if one.phases else None,
+        "generated_tokens_per_s": round(one.generated_tokens_per_s, 1) if one.phases else None,
+        "band": round(one.band, 3) if one.band is not None and one.phases else None,
+        "step_time_s": round(one.phases.step, 4) if one.phases else None,
+        "time_s": {key: round(value, 4) for key, value in asdict(one.phases).items()} if one.phases else None,
+        "memory_gib": {
+            role: {part: round(size / GIB, 3) for part, size in need.parts.items()}
+            for role, need in one.verdict.needs.items()
+        },
+        "card_gib": round(cluster.card.memory / GIB, 1),
+        "largest_batch": one.largest_batch if one.verdict.needs else None,
+        "largest_completion": one.largest_completion if one.verdict.needs else None,
+    }
+
+
+def as_json(found: Sequence[Judged], cluster: Cluster) -> str:
+    return json.dumps(rows(found, cluster), indent=2) + "\n"
+
+
+def as_csv(found: Sequence[Judged], cluster: Cluster) -> str:
+    flat = [_flat(row) for row in rows(found, cluster)]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in row.items() if key not in ("time_s", "memory_gib")}
+    times = {f"{phase}_s": (row["time_s"] or {}).get(phase) for phase in PHASES}
+    parts = {f"gib {role}: {part}": size for role, parts in row["memory_gib"].items() for part, size in parts.items()}
+    return {**plain, **times, **parts}
+
+
+def errors(found: Calibration) -> str:
+    """How far the predicted tokens a second are from what the calibration rests on."""
+    lines = ["| measurement | model | layout | error | without this model |", "|---|---|---|---|---|"]
+    for point in found.points:
+        left_out = point["error_without_this_model"]
+        said = "" if left_out is None else f"{left_out:+.1%}"
+        names = f"{point['name']} | {point['model']} | {point['layout']}"
+        lines.append(f"| {names} | {point['error']:+.1%} | {said} |")
+    blind = [
+        abs(one["error_without_this_model"]) for one in found.points if one["error_without_this_model"] is not None
+    ]
+    if blind:
+        summary = f"median {statistics.median(blind):.1%}, largest {max(blind):.1%}"
+        lines += ["", f"{len(blind)} predictions for a model that the fit did not see: {summary}"]
+    if found.hosts:
+        slow = ", ".join(f"{host} {factor:.2f}" for host, factor in found.hosts.items())
+        lines += ["", f"host times, of the predicted: {slow}"]
+    return "\n".join(lines) + "\n"

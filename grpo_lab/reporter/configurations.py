@@ -1,0 +1,212 @@
+"""Runs that differ in their seed only are one configuration; configurations of one workload are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_lab.config.schema import NOT_IDENTITY
+from grpo_lab.reporter import measures
+from grpo_lab.reporter.measures import Estimate, Measure
+from grpo_lab.store.folder import Row, Run
+
+Axes = dict[str, Any]
+
+_FIRST = ("model", "load", "gpus", "algorithm", "vllm_mode", "tp", "dp")
+_ASIDE = (
+    *(key for key in NOT_IDENTITY if key != "bench"),
+    *("seed", "model.name", "vllm.mode", "vllm.tp", "vllm.dp", "algorithm.kind", "bench.loads"),
+)
+"""Keys of a config that do not tell configurations apart: they change no result, or the result says them itself."""
+_WORK = (
+    *("model", "load", "gpus", "data", "bench", "nodes"),
+    *("grpo.max_completion_length", "grpo.num_generations", "grpo.generation_batch_size"),
+)
+"""What is to be done; everything else is a way to do it."""
+_LOAD = ("prompts", "num_generations", "prompt_len", "completion_len", "concurrency")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    asked: Axes
+    """All that was asked, flat, keys joined by dots; without the seed."""
+    axes: Axes
+    """The part of `asked` that tells the configurations of this report apart, model and layout always."""
+    runs: tuple[Row, ...]
+    estimates: Mapping[str, Estimate]
+    """Column -> estimate over the finished runs."""
+
+    @property
+    def work(self) -> str:
+        """What it had to do. Only configurations of one work are compared."""
+        return _words({key: value for key, value in self.axes.items() if _is_work(key)})
+
+    @property
+    def way(self) -> str:
+        """How it did it: layout, and what else was varied."""
+        return _words({key: value for key, value in self.axes.items() if not _is_work(key)})
+
+    @property
+    def folders(self) -> list[Run]:
+        """Of the finished runs."""
+        return [Run(Path(row["run"])) for row in self.runs if row["status"] == "finished"]
+
+    @property
+    def failure(self) -> str | None:
+        """The class of the failure where no run finished."""
+        return None if self.folders else next(str(failure_of(row)[0]) for row in self.runs)
+
+
+def failure_of(row: Row) -> tuple[str, str]:
+    """Class and message of a run that did not finish."""
+    said = row.get("failure")
+    said = said if isinstance(said, Mapping) else {}
+    return str(said.get("class") or row["status"]), str(said.get("message") or "no reason was left")
+
+
+def per_load(rows: Iterable[Row]) -> list[Row]:
+    """A row for each load of a bench run, its own metrics at the top level; training runs as they are."""
+    return [part for row in rows for part in _loads(row)]
+
+
+def _loads(row: Row) -> list[Row]:
+    told = row.get("loads")
+    loads = told if isinstance(told, list) and told else _asked_loads(row)
+    return [
+        {**row, "load": one.get("name"), "load_asked": one.get("load") or {}, **(one.get("metrics") or {})}
+        for one in loads
+        if isinstance(one, Mapping)
+    ] or [row]
+
+
+def _asked_loads(row: Row) -> list[Row]:
+    """The loads that a bench run would have measured had it started; none where its config does not say."""
+    bench = (row.get("config") or {}).get("bench")
+    if row.get("kind") != "bench" or not isinstance(bench, Mapping):
+        return []
+    named = bench.get("loads")
+    named = named if isinstance(named, Mapping) and named else {"default": {}}
+    wanted = {name: {**bench, **(differs or {})} for name, differs in named.items()}
+    return [{"name": name, "load": {key: one.get(key) for key in _LOAD}} for name, one in wanted.items()]
+
+
+def group(rows: Sequence[Row]) -> list[Configuration]:
+    """The configurations of comparable rows (see :mod:`grpo_lab.reporter.context`), in the order of their axes."""
+    together: dict[str, list[Row]] = {}
+    for row in _with_gpus(per_load(rows)):
+        together.setdefault(json.dumps(asked(row), sort_keys=True, default=str), []).append(row)
+    names = distinguishing([asked(several[0]) for several in together.values()])
+    return sorted((_configuration(several, names) for several in together.values()), key=_place)
+
+
+def _with_gpus(rows: Sequence[Row]) -> list[Row]:
+    """An infeasible run was never given its GPUs: it stands beside the others where these all have one number."""
+    numbers = {row.get("gpus") for row in rows if row["status"] != "infeasible"}
+    same = numbers.pop() if len(numbers) == 1 else None
+    unknown = [row["status"] == "infeasible" and not row.get("gpus") for row in rows]
+    return [{**row, "gpus": same} if wanted else row for row, wanted in zip(rows, unknown, strict=True)]
+
+
+def _place(one: Configuration) -> list[list[tuple[bool, float, str]]]:
+    """Those of one work beside each other; numbers in the order of numbers, also within a name: 3b before 14b."""
+    in_order = sorted(one.axes.items(), key=lambda axis: not _is_work(axis[0]))
+    return [_words_and_numbers(value) for _, value in in_order]
+
+
+def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
+    if isinstance(value, int | float):
+        return [(False, float(value), "")]
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
+    return [(False, float(part), "") if place % 2 else (True, 0.0, part) for place, part in enumerate(parts)]
+
+
+def _configuration(rows: Sequence[Row], names: Sequence[str]) -> Configuration:
+    found = [measures.read(row) for row in rows if row["status"] == "finished"]
+    estimates = {
+        one.column: measures.over_runs(one, [each[one.column] for each in found if one.column in each])
+        for one in measures.of_kind(rows[0].get("kind", "train"))
+        if any(one.column in each for each in found)
+    }
+    everything = asked(rows[0])
+    return Configuration(everything, {key: everything.get(key) for key in names}, tuple(rows), estimates)
+
+
+def asked(row: Row) -> Axes:
+    """What a row was asked to do, flat: what its result says, the load, and its config."""
+    flat = {key: row[key] for key in _FIRST if row.get(key) is not None}
+    flat |= {f"bench.{key}": value for key in _LOAD if (value := row.get("load_asked", {}).get(key)) is not None}
+    config = _flat(row.get("config") or {})
+    return {**{key: value for key, value in config.items() if not _is_among(key, _ASIDE)}, **flat}
+
+
+def distinguishing(several: Sequence[Axes]) -> list[str]:
+    """Keys that together tell them apart: model and layout always, of the others those that vary and are not settled
+    by the keys before them (a model's path by its name, a least length by the length asked for)."""
+    first = [key for key in _FIRST if any(key in one for one in several)]
+    names = [key for key in first if key in ("model", "vllm_mode", "tp", "dp") or _varies(several, key)]
+    for key in sorted({key for one in several for key in one} - set(first), key=lambda key: (not _is_work(key), key)):
+        known: dict[str, str] = {}
+        settled = all(
+            known.setdefault(str([one.get(name) for name in names]), str(one.get(key))) == str(one.get(key))
+            for one in several
+        )
+        if not settled:
+            names.append(key)
+    return names
+
+
+def best(configurations: Sequence[Configuration], measure: Measure) -> list[Configuration]:
+    """Of each workload the configuration whose interval stands clear of all others', if there is one."""
+    found = []
+    for work in dict.fromkeys(one.work for one in configurations):
+        rivals = [one for one in configurations if one.work == work and measure.column in one.estimates]
+        first = _clear(rivals, measure)
+        if first:
+            found.append(first)
+    return found
+
+
+def _clear(rivals: Sequence[Configuration], measure: Measure) -> Configuration | None:
+    spans = [(one.estimates[measure.column].low, one.estimates[measure.column].high) for one in rivals]
+    if measure.better is None or len(rivals) < 2 or any(low is None or high is None for low, high in spans):
+        return None
+    sign = 1 if measure.better == "higher" else -1
+    ends = [sorted((sign * (low or 0.0), sign * (high or 0.0))) for low, high in spans]
+    first = max(range(len(rivals)), key=lambda place: ends[place][0])
+    clear = all(ends[first][0] > high for place, (_, high) in enumerate(ends) if place != first)
+    return rivals[first] if clear else None
+
+
+def _varies(several: Sequence[Axes], key: str) -> bool:
+    return len({str(one.get(key)) for one in several}) > 1
+
+
+def _is_work(key: str) -> bool:
+    return _is_among(key, _WORK)
+
+
+def _is_among(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Axes:
+    flat: Axes = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _words(axes: Axes) -> str:
+    """`colocate tp=1 dp=2 learning_rate=1e-06`; a model and a load stand for themselves."""
+    words = [str(axes[key]) for key in ("model", "load") if axes.get(key) is not None]
+    mode = axes.get("vllm_mode")
+    if mode is not None:
+        words += ["vllm off"] if mode == "off" else [mode, f"tp={axes.get('tp')}", f"dp={axes.get('dp')}"]
+    if axes.get("gpus"):
+        words.append(f"{axes['gpus']} GPUs" if axes["gpus"] != 1 else "1 GPU")
+    rest = {key: value for key, value in axes.items() if key not in ("model", "load", "vllm_mode", "tp", "dp", "gpus")}
+    return " ".join([*words, *(f"{key.rpartition('.')[2]}={value}" for key, value in rest.items())])

@@ -1,0 +1,86 @@
+"""What a report says, as data: Markdown, HTML and CSV are made from it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_lab.reporter import configurations, context, curves, folder, measures, pictures, published, rows, tables
+from grpo_lab.reporter.configurations import Configuration
+from grpo_lab.reporter.pictures import Picture
+from grpo_lab.reporter.tables import Table
+from grpo_lab.store import folder as store
+from grpo_lab.store.folder import Row, Sweep
+
+
+@dataclass(frozen=True)
+class Contents:
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """What is the same for all numbers: hardware, versions, command."""
+    glance: Sequence[Table]
+    """What layouts are compared by."""
+    pictures: Sequence[Picture]
+    tables: Sequence[Table]
+    """All that was measured, and what was published."""
+    troubles: Sequence[Table]
+    """What did not finish and what was left out, with the reasons."""
+    runs: Sequence[Row]
+    """For table.csv."""
+
+    def markdown(self) -> str:
+        facts = "\n".join(f"- {label}: {' '.join(value.split())}" for label, value in self.facts)
+        measured = [one.markdown() for one in (*self.glance, *self.tables)]
+        troubles = [one.markdown() for one in self.troubles]
+        return "\n".join([f"# {self.title}\n", facts + "\n", *measured, f"{tables.HOW_TO_READ}\n", *troubles])
+
+
+def make(folders: Sequence[Path], published_file: Path | None = None) -> Contents:
+    """Read, compare, draw. Raises RequestError where there is nothing to report, or published_file is wrong."""
+    found = context.comparable(folder.find(folders), folders)
+    kind = str(found.rows[0]["kind"])
+    several = configurations.group(found.rows)
+    drawn, damaged = curves.curves(several, folders) if kind == "train" else ({}, [])
+    sweep = next((row["sweep"] for row in found.rows), None)
+    source = published_file or published.find(sweep)
+    beside = published.beside(published.read(source, kind), several) if source else None
+    troubles = (tables.unfinished(found.rows, folders), tables.left_out([*found.left_out, *damaged]))
+    return Contents(
+        title=", ".join(one.absolute().name for one in folders),
+        facts=_facts(found.rows, sweep),
+        glance=tables.comparisons(several, measures.headlines(kind)),
+        tables=[tables.results(several, kind), *([beside] if beside else [])],
+        pictures=_pictures(several, drawn, kind),
+        troubles=[one for one in troubles if one],
+        runs=rows.table([*found.rows, *found.aside]),
+    )
+
+
+def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Curve]], kind: str) -> list[Picture]:
+    over_steps = [pictures.curve(column, found, several) for column, found in drawn.items()]
+    rest = [pictures.step_times(several), *over_steps, pictures.speed_and_accuracy(several)]
+    return [*pictures.heatmaps(several, kind), *(one for one in rest if one)]
+
+
+def _command(found: Sequence[Row], sweep: Path | None) -> str:
+    """That of the sweep, else that of the first run."""
+    said = [(store.read_json(Sweep(sweep).points) or {})] if sweep else [row["env"] for row in found]
+    several = list(dict.fromkeys(str(one.get("command") or "unknown") for one in said))
+    return several[0] + (f" (one of {len(several)}; the others: table.csv)" if len(several) > 1 else "")
+
+
+def _facts(found: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
+    finished = [row for row in found if row["status"] == "finished"] or found
+    counts = collections.Counter(str(row["status"]) for row in found)
+    facts = {
+        "runs": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        "model": ", ".join(dict.fromkeys(str(row.get("model")) for row in found)),
+        "hardware": context.hardware(finished[0])
+        + ("" if finished[0].get("gpus") else " (no GPU: a process counts as one)"),
+        "versions": context.versions(finished[0]),
+        "grpo_lab": context.commit(finished[0]),
+        "command": _command(finished, sweep),
+    }
+    return list(facts.items())

@@ -1,0 +1,151 @@
+"""Tables as data: the same cells become Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grpo_lab.reporter import measures
+from grpo_lab.reporter.configurations import Configuration, best, failure_of
+from grpo_lab.reporter.folder import LeftOut, name
+from grpo_lab.reporter.measures import Estimate, Measure
+from grpo_lab.store.folder import Row
+
+HOW_TO_READ = (
+    "Beside each number: its 95% interval and n. A timing of one run is the median of its n steps (or rounds) after "
+    "warm-up, with a bootstrap interval; an accuracy of one run is over n problems. Where a configuration ran with "
+    "several seeds, the number is the mean over the runs, with Student's t interval over them (n runs). Bold: the best "
+    "of the configurations that did the same work, marked only where its interval stands clear of all the others'."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    interval: str = ""
+    n: str = ""
+    best: bool = False
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    numbers: frozenset[int] = field(default_factory=frozenset)
+    """Columns that are right-aligned."""
+
+    def markdown(self) -> str:
+        rule = ["---:" if place in self.numbers else "---" for place in range(len(self.head))]
+        lines = [self.head, rule, *([_plain(cell) for cell in row] for row in self.rows)]
+        told = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"## {self.title}\n\n" + (f"{self.caption}\n\n" if self.caption else "") + told + "\n"
+
+    _repr_markdown_ = markdown
+    """How a notebook shows it."""
+
+
+def _plain(cell: Cell) -> str:
+    text = " ".join(cell.text.replace("|", "\\|").split())
+    text = f"**{text}**" if cell.best else text
+    aside = ", ".join(part for part in (cell.interval, cell.n) if part)
+    return f"{text} ({aside})" if aside else text
+
+
+def measured(one: Estimate | None, *, is_best: bool = False) -> Cell:
+    if one is None:
+        return Cell("not measured")
+    value, interval = one.text()
+    n = f"n={one.n} {one.of}".strip() if one.n is not None else ""
+    return Cell(value, interval, n, is_best, number=True)
+
+
+def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Measure]) -> list[Table]:
+    """Where all did the same work, one table with a row for each way to do it; otherwise one table for each headline,
+    with a row for each work and a column for each way. None where there is nothing to compare."""
+    works, ways = _in_order(one.work for one in configurations), _in_order(one.way for one in configurations)
+    there = [key for key in headlines if any(key.column in one.estimates for one in configurations)]
+    if len(ways) < 2 or not there:
+        return []
+    marked = {key.column: best(configurations, key) for key in there}
+    placed = {(one.work, one.way): one for one in configurations}
+
+    def cell(work: str, way: str, key: Measure) -> Cell:
+        return _compared(placed.get((work, way)), key, marked[key.column])
+
+    if len(works) == 1:
+        rows = [[Cell(way), *(cell(works[0], way, key) for key in there)] for way in ways]
+        better = ", ".join(f"{key.label}: {key.better} is better" for key in there)
+        head = ["configuration", *(key.heading for key in there)]
+        return [Table("At a glance", head, rows, f"{works[0]}. {better}.", _from(1, head))]
+    return [
+        Table(
+            key.heading,
+            ["work", *ways],
+            [[Cell(work), *(cell(work, way, key) for way in ways)] for work in works],
+            f"{key.better} is better.".capitalize(),
+            _from(1, ["work", *ways]),
+        )
+        for key in there
+    ]
+
+
+def _from(first: int, head: Sequence[str]) -> frozenset[int]:
+    return frozenset(range(first, len(head)))
+
+
+def _compared(one: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
+    if one is None:
+        return Cell("no result")
+    return Cell(one.failure) if one.failure else measured(one.estimates.get(measure.column), is_best=one in marked)
+
+
+def results(configurations: Sequence[Configuration], kind: str) -> Table:
+    """A row for each configuration with all that tables show of it."""
+    shown = [
+        measure
+        for measure in measures.of_kind(kind)
+        if measure.shown and any(measure.column in one.estimates for one in configurations)
+    ]
+    marked = {measure.column: best(configurations, measure) for measure in shown}
+    works = _in_order(one.work for one in configurations)
+    rows = [
+        [*([Cell(one.work)] if len(works) > 1 else []), Cell(one.way), Cell(_ended(one))]
+        + [measured(one.estimates.get(key.column), is_best=one in marked[key.column]) for key in shown]
+        for one in configurations
+    ]
+    start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]
+    head = [*start, *(measure.heading for measure in shown)]
+    caption = f"{works[0]}." if len(works) == 1 else ""
+    return Table("All configurations", head, rows, caption, _from(len(start), head))
+
+
+def _ended(one: Configuration) -> str:
+    done, all_of_them = len(one.folders), len(one.runs)
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}: {failure_of(_first_unfinished(one))[0]}"
+
+
+def _first_unfinished(one: Configuration) -> Row:
+    return next(row for row in one.runs if row["status"] != "finished")
+
+
+def unfinished(rows: Sequence[Row], folders: Sequence[Path]) -> Table | None:
+    """Every run that failed or could not start, with its reason."""
+    told = [row for row in rows if row["status"] != "finished"]
+    cells = [
+        [Cell(name(Path(row["run"]), folders)), Cell(str(row["status"])), *map(Cell, failure_of(row))] for row in told
+    ]
+    return Table("Did not finish", ["run", "status", "class", "reason"], cells) if cells else None
+
+
+def left_out(several: Sequence[LeftOut]) -> Table | None:
+    rows = [[Cell(one.run), Cell(one.why)] for one in several]
+    caption = "In none of the numbers and pictures of this report."
+    return Table("Left out", ["run", "why"], rows, caption) if rows else None
+
+
+def _in_order(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

@@ -1,0 +1,1 @@
+"""Where the points of a sweep run: this machine, Slurm, a Ray cluster."""

@@ -1,0 +1,92 @@
+"""Held-out pass@1: one sampled completion a problem, through the trainer's own generation in every vLLM mode."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from grpo_lab.config.schema import EvalConfig
+from grpo_lab.rewards import accuracy
+from grpo_lab.store import folder as store
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Run
+from grpo_lab.worker import async_grpo as asynchronous
+from grpo_lab.worker import trainers as algorithms
+from grpo_lab.worker.recording import Recorder
+from grpo_lab.worker.trainers import Trainer
+
+CHUNK = 128
+"""Problems that one process generates at a time."""
+
+
+def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable[[int, int], None]) -> list[int | None]:
+    """1 right, 0 wrong, None where the gold answer cannot be read; one a problem, in their order, on every rank.
+
+    Every rank calls it: each takes every `num_processes`-th problem, and all generate equally often. Sampled with
+    the trainer's generation settings, temperature included.
+    """
+    state, total = trainer.accelerator, len(problems)
+    share = math.ceil(total / state.num_processes)
+    mine = [(state.process_index + turn * state.num_processes) % total for turn in range(share)]
+    if asynchronous.is_one(trainer):
+        asynchronous.catch_up(trainer)
+    trainer.model.eval()
+    marks: list[tuple[int, int | None]] = []
+    for start in range(0, share, CHUNK):
+        chunk = mine[start : start + CHUNK]
+        marks += zip(chunk, _marks(trainer, problems.select(chunk)), strict=True)
+        on_progress(min(total, len(marks) * state.num_processes), total)
+    trainer.model.train()
+    by_problem = dict(gather_object(marks))
+    return [by_problem[problem] for problem in range(total)]
+
+
+def _marks(trainer: Trainer, chunk: datasets.Dataset) -> list[int | None]:
+    rows: list[dict[str, Any]] = list(chunk)
+    completions = algorithms.generate(trainer, [row["prompt"] for row in rows])
+    values = accuracy(completions=completions, solution=[row["solution"] for row in rows])
+    return [None if value is None else int(value == 1.0) for value in values]
+
+
+class InBetween(TrainerCallback):
+    """Evaluates every so many steps: `eval/accuracy`, `eval/n` and `eval/time_s` in the row of the step.
+
+    The last step is left to the evaluation after training. The steps do not depend on it, their times included: it
+    draws its random numbers aside, stops the clock, and leaves the next step to bring its weights to vLLM itself.
+    A server's own random numbers go on.
+    """
+
+    def __init__(
+        self, asked: EvalConfig, run: Run, trainer: Trainer, recorder: Recorder, held_out: datasets.Dataset
+    ) -> None:
+        self.every, self.run, self.trainer, self.recorder = asked.every, run, trainer, recorder
+        self.problems = held_out.select(range(min(asked.every_problems or len(held_out), len(held_out))))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every or state.global_step >= state.max_steps:
+            return
+        started = time.perf_counter()
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
+            marks = evaluate(self.trainer, self.problems, self._progress)
+        if getattr(self.trainer, "use_vllm", False):
+            self.trainer._last_loaded_step = -1
+        found = results.proportion(marks)
+        if found is not None:
+            seconds = time.perf_counter() - started
+            self.recorder.beside = {"eval/accuracy": found["value"], "eval/n": found["n"], "eval/time_s": seconds}
+        self._show(store.STEPPING[0], state.global_step, state.max_steps)
+
+    def _progress(self, done: int, total: int) -> None:
+        self._show(store.STEPPING[1], done, total)
+
+    def _show(self, phase: str, done: int, total: int) -> None:
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total})

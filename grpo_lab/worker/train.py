@@ -1,0 +1,256 @@
+"""One training run of one process: build the trainer, evaluate, train, evaluate, say how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import datasets
+import requests
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.schema import Config
+from grpo_lab.machine.disk import DiskFull, is_full
+from grpo_lab.machine.logs import OUT_OF_MEMORY
+from grpo_lab.planner.parts import Batch
+from grpo_lab.store import folder as store
+from grpo_lab.store import tracker
+from grpo_lab.store import train as results
+from grpo_lab.store.folder import Run
+from grpo_lab.worker import (
+    async_grpo as asynchronous,
+)
+from grpo_lab.worker import (
+    patches as vllm,
+)
+from grpo_lab.worker import (
+    rewards as rewarding,
+)
+from grpo_lab.worker import (
+    saving,
+)
+from grpo_lab.worker import (
+    trainers as algorithms,
+)
+from grpo_lab.worker.clock import Clock, attach
+from grpo_lab.worker.data import BadData, check_lengths, load_data
+from grpo_lab.worker.held_out import InBetween, evaluate
+from grpo_lab.worker.recording import (
+    Recorder,
+    StaleWeights,
+    StopOnRequest,
+    SyncCheck,
+    peak_memory_gib,
+)
+from grpo_lab.worker.soundness import BROKEN_SAMPLING, NotANumber, Soundness
+from grpo_lab.worker.trainers import Trainer
+
+FAILURES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (rewarding.BadReward, "bad_reward"),
+    (BadData, "bad_data"),
+    (NotANumber, "nan"),
+    (DiskFull, "disk_full"),
+    (StaleWeights, "error"),
+    (torch.cuda.OutOfMemoryError, "oom"),
+    ((requests.exceptions.ConnectionError, requests.exceptions.RetryError, ConnectionError), "server_died"),
+    (requests.exceptions.ChunkedEncodingError, "server_died"),
+    (requests.exceptions.RequestException, "error"),
+    (KeyboardInterrupt, "killed"),
+)
+"""Exceptions with a class of their own in result.json; every other one is a `worker_crash`."""
+REFUSED = "Request failed: "
+"""TRL's client on an answer other than 200, as a plain Exception."""
+
+
+def train(folder: Path, *, started: float) -> None:
+    """Run to the end. An exception leaves its class in outcome.json on the way out, its traceback in the log."""
+    run = Run(folder)
+    sys.excepthook = functools.partial(_report, run)
+    _train(run, started)
+
+
+def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The last word of a failing process. Of several ranks the first one tells; the others fail because it did."""
+    sys.__excepthook__(kind, error, trace)
+    said = store.read_json(run.outcome) or {}
+    if "failure" not in said:
+        error = _recognized(error, run)
+        known, message = _explain(error)
+        if known == "server_died" and store.read_json(run.plan)["mode"] != "server":
+            known = "error"
+        if known == "disk_full":
+            run.ballast.unlink(missing_ok=True)
+        failure = {"class": known, "message": message, "log": str(run.worker_log)}
+        store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
+
+
+def _recognized(error: BaseException, run: Run) -> BaseException:
+    """The failure behind an exception of somebody else's code."""
+    if BROKEN_SAMPLING in str(error):
+        return NotANumber(f"the model's probabilities are NaN or infinite, so its weights are broken ({error})")
+    if not isinstance(error, DiskFull) and is_full(error, run.folder):
+        return DiskFull(Path(getattr(error, "filename", None) or run.folder))
+    return error
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Class and message."""
+    if type(error) is Exception and str(error).startswith(REFUSED):
+        status = str(error).removeprefix(REFUSED)
+        return "server_died" if status.startswith("5") else "error", f"the vLLM server answered {status}"
+    known = next((name for expected, name in FAILURES if isinstance(error, expected)), None)
+    if known == "oom" or (known is None and OUT_OF_MEMORY.search(str(error))):
+        return "oom", str(error).partition(" Of the allocated memory")[0]  # the log has torch's whole paragraph
+    if known is None:
+        return "worker_crash", f"{type(error).__name__}: {error}"
+    return known, str(error) or type(error).__name__
+
+
+def _train(run: Run, started: float) -> None:
+    config, plan = configuration.load(run.config), store.read_json(run.plan)
+    training, held_out = load_data(config, plan["model_path"], run)
+    trainer = build_trainer(config, plan, training)
+    batch = Batch(**plan["batch"])
+    log = _open_tracker(config, run, trainer)
+    clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
+    attach(clock, trainer)
+    soundness = Soundness(trainer, stop=config.stop_on_nan)
+    saving.attach(trainer, run, soundness)
+    _train_only_what_is_left(trainer)
+    devices = {"devices": plan["devices"], "generating": plan["generating_devices"]}
+    recorder = Recorder(run, clock, batch, **devices, tracker=log, soundness=soundness)
+    trainer.add_callback(recorder)
+    if config.vllm.mode != "off" and config.vllm.check_sync_every:
+        trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
+    trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
+    if held_out is not None and config.eval.every:
+        trainer.add_callback(InBetween(config.eval, run, trainer, recorder, held_out))
+    trainer.add_callback(StopOnRequest(run))
+    trainer.add_callback(saving.AtBlockEnds())
+    checkpoint = run.last_checkpoint()
+    finished = False
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+        finished = trainer.state.global_step >= trainer.state.max_steps
+    except rewarding.BadReward:
+        saving.save_after_failure(trainer)
+        raise
+    except RuntimeError as error:
+        if (said := asynchronous.told(error)) is error:
+            raise
+        saving.save_after_failure(trainer)
+        raise said from error
+    finally:
+        log.finish(results.accuracy(run), exit_code=0 if finished else 1)
+    if trainer.is_world_process_zero():
+        said = store.read_json(run.outcome) or {}
+        store.write_json(
+            run.outcome, {**said, "finished": finished, "look": log.how_to_look(), "peak_memory_gib": peak_memory_gib()}
+        )
+
+
+def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> Trainer:
+    with vllm.adapted(config, plan):
+        trainer = algorithms.build(config, plan, training)
+    trainer.reward_func_names = list(config.rewards)  # TRL calls a reward model after its folder
+    check_lengths(config, trainer, training)
+    return trainer
+
+
+def _open_tracker(config: Config, run: Run, trainer: Trainer) -> tracker.Tracker:
+    settings = config.tracker if trainer.is_world_process_zero() else dataclasses.replace(config.tracker, kind="none")
+    return tracker.open_tracker(
+        settings,
+        folder=run.folder,
+        run_id=store.read_json(run.env)["run_id"],
+        name=run.folder.name,
+        group=config.sweep.name,
+        tags=[config.model.name, config.vllm.mode, *config.sweep.overrides],
+        config={**dataclasses.asdict(config), "overrides": dict(_pairs(config.sweep.overrides))},
+        earlier=run.rows(),
+    )
+
+
+def _pairs(overrides: list[str]) -> list[list[str]]:
+    """`key=value` as key and value."""
+    return [text.split("=", 1) for text in overrides if "=" in text]
+
+
+def _tell(run: Run, doing: str | None) -> None:
+    """What the worker is waiting for, beside where it is, for the conductor's watchdog."""
+    told = store.read_json(run.progress)
+    if told:
+        store.write_json(run.progress, {**told, "doing": doing})
+
+
+def _train_only_what_is_left(trainer: Trainer) -> None:
+    """transformers 5.17 trains one step more when it goes on from the checkpoint of the last one, which a run does
+    that ended in its last evaluation. Its state of the random generators is that in which the evaluation began."""
+    run_epoch = trainer._run_epoch
+
+    def unless_done(*, resume_from_checkpoint: Any, **given: Any) -> None:
+        if trainer.state.global_step < trainer.state.max_steps:
+            run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
+        else:
+            trainer._load_rng_state(resume_from_checkpoint)
+            trainer.log_completions = False  # with the last log TRL would replace those of the last step by none
+
+    trainer._run_epoch = unless_done
+
+
+class _Course(TrainerCallback):
+    """What happens around the steps: evaluation before and after, seeds, progress.
+
+    Inside the trainer's own start and end, because only there is the model wrapped for its ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        trainer: Trainer,
+        clock: Clock,
+        held_out: datasets.Dataset | None,
+        started: float,
+    ) -> None:
+        self.config, self.run, self.trainer, self.clock = config, run, trainer, clock
+        self.held_out, self.started = held_out, started
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            said = store.read_json(self.run.outcome) or {}
+            store.write_json(self.run.outcome, {**said, "startup_s": time.perf_counter() - self.started})
+        vllm.seed(self.trainer, self.config)
+        if state.global_step == 0:
+            self._evaluate("before")
+        vllm.seed(self.trainer, self.config)  # again: the steps do not depend on how many problems were evaluated
+        self._progress("training", state.global_step, state.max_steps)
+        self.clock.lap()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress("training", state.global_step, state.max_steps)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self._evaluate("after")
+
+    def _evaluate(self, moment: str) -> None:
+        if self.held_out is None:
+            return
+        self._progress(f"evaluating {moment}", 0, len(self.held_out))
+        marks = evaluate(
+            self.trainer, self.held_out, lambda done, total: self._progress(f"evaluating {moment}", done, total)
+        )
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.evaluation(moment), marks)
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        if self.trainer.is_world_process_zero():
+            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total, "doing": None})

@@ -1,0 +1,340 @@
+"""`python -m grpo_lab.report`: what is averaged, what is marked, what is left out and why."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo_lab.config.errors import RequestError
+from grpo_lab.reporter import contents, curves, measures, pictures
+from grpo_lab.reporter.contents import Contents
+from grpo_lab.store.folder import Run
+from tests.conftest import ROOT
+from tests.results import make, sweep, timing
+
+
+def report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "grpo_lab.report", *map(str, arguments)]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def cells(made: Contents, title: str) -> dict[str, list[str]]:
+    """First cell of each row of a table -> the others, as Markdown has them."""
+    (table,) = [one for one in (*made.glance, *made.tables, *made.troubles) if one.title == title]
+    rows = [line.strip("| ").split(" | ") for line in table.markdown().splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_the_command_writes_the_report_and_prints_it(tmp_path: Path) -> None:
+    for seed, step in enumerate((1.0, 1.1, 1.2)):
+        make(tmp_path / "sweep" / f"seed={seed}", seed=seed, metrics={"step_time_s": timing(step)}, rewards=[0.1, 0.2])
+    ended = report(tmp_path / "sweep", "--csv", tmp_path / "mine.csv")
+    assert ended.returncode == 0, ended.stderr
+    # Mean 1.1, deviation 0.1: Student's t of two degrees of freedom is 4.303, 4.303 * 0.1 / sqrt(3) = 0.248.
+    assert "1.100 (0.852 to 1.348, n=3 runs)" in ended.stdout
+    assert (tmp_path / "sweep" / "report.md").read_text() in ended.stdout
+    assert "<svg" in (tmp_path / "sweep" / "report.html").read_text()
+    rows = list(csv.DictReader((tmp_path / "sweep" / "table.csv").open()))
+    assert [(row["seed"], float(row["step_time_s"]), row["step_time_s_n"]) for row in rows] == [
+        ("0", 1.0, "8"),
+        ("1", 1.1, "8"),
+        ("2", 1.2, "8"),
+    ]
+    assert (tmp_path / "mine.csv").read_text() == (tmp_path / "sweep" / "table.csv").read_text()
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = "import sys, grpo_lab.report; print({'torch', 'transformers', 'trl', 'vllm'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stdout.strip() == "set()"
+
+
+def test_a_report_of_single_runs_says_that_they_had_several_commands(tmp_path: Path) -> None:
+    for dp in (1, 2, 2):
+        command = f"python -m grpo_lab.train vllm.dp={dp}"
+        make(tmp_path / f"run{len(list(tmp_path.iterdir()))}", dp=dp, env={"command": command})
+    said = dict(contents.make([tmp_path]).facts)["command"]
+    assert said == "python -m grpo_lab.train vllm.dp=1 (one of 2; the others: table.csv)"
+
+
+def test_only_seeds_are_averaged(tmp_path: Path) -> None:
+    for rate, seed, step in ((1e-6, 0, 1.0), (1e-6, 1, 3.0), (1e-5, 0, 5.0)):
+        metrics = {"step_time_s": timing(step)}
+        make(tmp_path / f"{rate},{seed}", seed=seed, metrics=metrics, grpo={"learning_rate": rate})
+    shown = cells(contents.make([tmp_path]), "At a glance")
+    assert shown["colocate tp=1 dp=2 learning_rate=1e-06"][0].startswith("2.000 (0.000 to ")
+    assert shown["colocate tp=1 dp=2 learning_rate=1e-05"] == ["5.000 (4.900 to 5.100, n=8)"]
+
+
+@pytest.mark.parametrize(("slower", "marked"), [(1.3, True), (1.15, False)])
+def test_the_best_is_marked_only_where_it_stands_clear(tmp_path: Path, slower: float, marked: bool) -> None:
+    for dp, step in ((2, 1.0), (1, slower), (4, slower + 5)):
+        make(tmp_path / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(step)})
+    shown = cells(contents.make([tmp_path]), "At a glance")
+    assert shown["colocate tp=1 dp=2"][0].startswith("**1.000**") is marked
+    assert "**" not in shown["colocate tp=1 dp=1"][0] + shown["colocate tp=1 dp=4"][0]
+
+
+def test_what_did_other_work_is_not_compared(tmp_path: Path) -> None:
+    for gpus, step in ((2, 1.0), (4, 9.0)):
+        make(tmp_path / f"gpus={gpus}", gpus=gpus, metrics={"step_time_s": timing(step)})
+        make(tmp_path / f"gpus={gpus},dp=1", gpus=gpus, dp=1, metrics={"step_time_s": timing(step + 1)})
+    shown = cells(contents.make([tmp_path]), "step, s")
+    assert shown["tiny 2 GPUs"] == ["2.000 (1.900 to 2.100, n=8)", "**1.000** (0.900 to 1.100, n=8)"]
+    assert shown["tiny 4 GPUs"] == ["10.00 (9.90 to 10.10, n=8)", "**9.000** (8.900 to 9.100, n=8)"]
+
+
+def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
+    make(tmp_path / "good", metrics={"step_time_s": timing(1.0)})
+    make(tmp_path / "wide", tp=8, gpus=0, failure={"class": "infeasible", "message": "vllm.tp=8: 2 GPUs\nare here"})
+    make(tmp_path / "fat", tp=2, failure={"class": "oom", "message": "out | of memory"})
+    made = contents.make([tmp_path])
+    assert cells(made, "At a glance")["colocate tp=8 dp=2"] == ["infeasible"]
+    assert cells(made, "At a glance")["colocate tp=2 dp=2"] == ["oom"]
+    assert cells(made, "Did not finish")["wide"] == ["infeasible", "infeasible", "vllm.tp=8: 2 GPUs are here"]
+    assert "out \\| of memory" in made.markdown()
+    (heatmap,) = [one for one in made.pictures if "tp x dp" in one.title]
+    assert ">infeasible<" in heatmap.svg, "a cell with its reason, not a gap"
+
+
+OTHERS = {
+    "another hardware: 8 x NVIDIA H100": {"env": {"gpus": ["NVIDIA H100"] * 8}},
+    "another versions: torch 2.11.0": {"env": {"torch": "2.11.0"}},
+    "another commit of grpo_lab: bbbb": {"env": {"git_commit": "b" * 40}},
+    "another kind of result: bench": {"kind": "bench"},
+}
+
+
+@pytest.mark.parametrize("why", OTHERS)
+def test_what_may_not_stand_beside_is_left_out(why: str, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make(tmp_path / f"seed={seed}", seed=seed, metrics={"step_time_s": timing(1.0)})
+    make(tmp_path / "stray", seed=2, metrics={"step_time_s": timing(100.0)}, **OTHERS[why])  # type: ignore[arg-type]
+    made = contents.make([tmp_path])
+    assert cells(made, "Left out")["stray"][0].startswith(why)
+    assert cells(made, "All configurations")["colocate tp=1 dp=2"][1].startswith("1.000 (")
+    assert [bool(row["left_out"]) for row in made.runs] == [False, False, True]
+
+
+def test_sweeps_are_mixed_only_when_each_is_named(tmp_path: Path) -> None:
+    for name, step in (("one", 1.0), ("two", 2.0)):
+        for dp in (1, 2) if name == "one" else (2,):
+            sweep(tmp_path / name) if not (tmp_path / name).exists() else None
+            make(tmp_path / name / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(step)})
+    assert "another sweep: two" in cells(contents.make([tmp_path]), "Left out")["two/dp=2"][0]
+    both = contents.make([tmp_path / "one", tmp_path / "two"])
+    assert len(both.runs) == 3
+    assert not both.troubles
+
+
+DAMAGES = {
+    "torn": b'{"step": 1, "reward": 1.0}\n{"step": 2, "rew',
+    "binary": b"\x00\xff\x00",
+    "backwards": b'{"step": 2, "reward": 1.0}\n{"step": 1, "reward": 1.0}\n',
+    "foreign": b'{"loss": 1.0}\n',
+    "text": b'{"step": 1, "reward": "high"}\n',
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_metrics_are_left_out_of_the_curves(damage: str, tmp_path: Path) -> None:
+    make(tmp_path / "whole", rewards=[0.25, 0.5], metrics={"reward_last": {"value": 0.5, "n": 1}})
+    make(tmp_path / damage, seed=1).metrics.write_bytes(DAMAGES[damage])
+    made = contents.make([tmp_path])
+    assert "metrics.jsonl is damaged" in cells(made, "Left out")[damage][0]
+    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
+    assert "colocate tp=1 dp=2<" in reward.svg, "one run, not the mean of two"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "null",
+        '{"status": "done"}',
+        '{"status": "finished", "metrics": 3}',
+        '{"status": "finished", "tp": "2"}',
+        "\xff",
+    ],
+)
+def test_a_damaged_result_is_left_out(text: str, tmp_path: Path) -> None:
+    make(tmp_path / "whole", metrics={"step_time_s": timing(1.0)})
+    run = make(tmp_path / "bad", seed=1)
+    run.result.write_bytes(text.encode("latin-1"))
+    made = contents.make([tmp_path])
+    assert "result.json" in cells(made, "Left out")["bad"][0]
+    assert len(made.runs) == 1
+
+
+def test_numbers_that_are_none_are_not_shown(tmp_path: Path) -> None:
+    """Python's JSON writes NaN; a hand or another tool may have put anything into a field."""
+    metrics = {"step_time_s": {"median": float("nan"), "ci95": None, "n": 2}, "mfu": {"median": "fast"}}
+    make(tmp_path / "run", metrics={**metrics, "samples_per_s": timing(4.0), "reward_last": {"value": 0.5, "n": 3}})
+    shown = cells(contents.make([tmp_path]), "All configurations")
+    assert shown["colocate tp=1 dp=2"] == ["1", "0.500 (n=3)"]
+
+
+def test_a_run_without_its_end_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "ended", metrics={"step_time_s": timing(1.0)})
+    (tmp_path / "begun").mkdir()
+    Run(tmp_path / "begun").plan.write_text("{}")
+    assert cells(contents.make([tmp_path]), "Left out") == {"begun": ["no result yet (no result.json)"]}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_without_a_result_is_refused(there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "empty"
+    if there:
+        folder.mkdir()
+    ended = report(folder)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert str(folder) in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == ([folder] if there else [])
+
+
+def test_models_are_in_the_order_of_their_sizes(tmp_path: Path) -> None:
+    for model in ("qwen2.5-14b", "qwen2.5-3b", "qwen2.5-7b"):
+        for dp in (1, 2):
+            make(tmp_path / f"{model},{dp}", model=model, dp=dp, metrics={"step_time_s": timing(1.0)})
+    assert list(cells(contents.make([tmp_path]), "step, s")) == ["qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b"]
+
+
+def test_what_follows_from_the_work_makes_no_way_of_its_own(tmp_path: Path) -> None:
+    """transformers are told the length as a least one, vLLM is not: that is no third way to do it."""
+    for length in (64, 128):
+        for mode, forced in (("colocate", {"ignore_eos": True}), ("off", {"min_new_tokens": length})):
+            make(
+                tmp_path / f"{mode}-{length}",
+                vllm_mode=mode,
+                grpo={"max_completion_length": length, "generation_kwargs": forced},
+                metrics={"step_time_s": timing(length / 64)},
+            )
+    made = contents.make([tmp_path])
+    assert list(cells(made, "step, s")) == ["tiny max_completion_length=64", "tiny max_completion_length=128"]
+    assert {len(row) for row in cells(made, "step, s").values()} == {2}
+    works = [row[0].text for row in next(table for table in made.tables if table.title == "All configurations").rows]
+    assert works == sorted(works, key=lambda work: int(work.rpartition("=")[2])), "one work's ways beside each other"
+
+
+def test_a_picture_names_what_differs(tmp_path: Path) -> None:
+    for length in (64, 128):
+        make(
+            tmp_path / str(length),
+            grpo={"max_completion_length": length},
+            metrics={"step_time_s": timing(1.0), "time_s": {"train": timing(1.0)}},
+        )
+    (picture,) = [one for one in contents.make([tmp_path]).pictures if one.title == "Where a step's time goes"]
+    assert "max_completion_length=64, colocate" in picture.svg
+    assert "tiny" not in picture.svg
+
+
+def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
+    for tp, speed in ((1, 1000.0), (2, 700.0)):
+        loads = [
+            {"name": name, "load": {"prompt_len": length}, "metrics": {"generated_tokens_per_s_per_gpu": timing(found)}}
+            for name, length, found in (("short", 512, speed), ("long", 8192, speed / 10))
+        ]
+        make(tmp_path / f"tp={tp}", kind="bench", tp=tp, loads=loads, metrics=loads[0]["metrics"])
+    failed = make(tmp_path / "tp=4", kind="bench", tp=4, failure={"class": "oom", "message": "out of memory"})
+    asked = "\nbench: {prompt_len: 512, loads: {short: {}, long: {prompt_len: 8192}}}\n"
+    failed.config.write_text(failed.config.read_text() + asked)
+    made = contents.make([tmp_path])
+    shown = cells(made, "generated per GPU, tokens/s")
+    assert list(shown) == ["tiny long", "tiny short"]
+    assert shown["tiny long"][0] == "**100.0** (99.9 to 100.1, n=8)"
+    assert shown["tiny long"][2] == shown["tiny short"][2] == "oom", "the loads that it would have measured"
+    assert len(made.runs) == 6
+    assert sum("tp x dp" in one.title for one in made.pictures) == 2
+
+
+PUBLISHED = """model,vllm_mode,dp,metric,value,unit,source,over
+tiny,server,2,steps_per_s,0.5,1/s,https://example.org/c,
+tiny,colocate,2,steps_per_s,0.5,1/s,https://example.org/a,
+tiny,colocate,2,step_time_s,0.4,,https://example.org/b,dp=1
+tiny,,,steps_per_s,0.5,1/s,https://example.org/d,
+"""
+
+
+def test_published_numbers_stand_beside_measured_ones(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "runs", "python -m grpo_lab.train --multirun experiment=mine seed=0")
+    for dp, step in ((1, 4.0), (2, 1.0)):
+        make(folder / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(step)})
+    (tmp_path / "experiments" / "mine").mkdir(parents=True)
+    (tmp_path / "experiments" / "mine" / "published.csv").write_text(PUBLISHED)
+    ended = report("runs", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if "example.org" in line]
+    assert [row[1:5] for row in rows] == [
+        ["steps_per_s", "0.5 1/s", "1.000 (0.909 to 1.111, n=8)", "2.00"],
+        ["ratio of step_time_s", "0.4", "0.250 (0.220 to 0.282, n=8)", "0.62"],
+        ["steps_per_s", "0.5 1/s", "not measured", ""],
+        ["steps_per_s", "0.5 1/s", "2 configurations fit: more keys are needed", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,metric,value\ntiny,step_time_s,1\n", "line 2: no column unit, source"),
+        ("metric,value,unit,source\nstep_tim_s,1,s,x\n", "did you mean 'step_time_s'"),
+        ("metric,value,unit,source\nstep_time_s,fast,s,x\n", "value=fast"),
+        ("metric,value,unit,source\nstep_time_s,1\n", "not as many cells"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_published_file_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    make(tmp_path / "runs" / "one", metrics={"step_time_s": timing(1.0)})
+    if text is not None:
+        (tmp_path / "published.csv").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        contents.make([tmp_path / "runs"], tmp_path / "published.csv")
+
+
+def test_a_hundred_thousand_steps_take_seconds(tmp_path: Path) -> None:
+    run = make(tmp_path / "long", metrics={"step_time_s": timing(1.0)})
+    rest = json.dumps({f"profile/{number}": number / 7 for number in range(40)})[1:]
+    with run.metrics.open("w") as lines:
+        lines.writelines(f'{{"step": {step}, "reward": {step / 1e5}, {rest}\n' for step in range(1, 100_001))
+    started = time.process_time()
+    made = contents.make([tmp_path])
+    assert time.process_time() - started < 5, "of the processor: other work does not count"
+    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
+    assert len(reward.svg) < 60_000
+    steps = curves.read(run)
+    assert steps is not None
+    assert len(steps["step"]) == 100_000
+    thinned, means = curves.thin(steps["step"], steps["reward"])
+    assert len(thinned) == curves.POINTS
+    np.testing.assert_allclose(means, thinned / 1e5)
+
+
+def test_a_picture_escapes_names() -> None:
+    line = np.array([1.0, 2.0])
+    drawn = pictures.curve("reward", [curves.Curve("<script>$x^$ & more", "tiny", line, line, line, line, 1)])
+    assert drawn is not None
+    assert "&lt;script&gt;$x^$ &amp; more" in drawn.svg
+    assert "<script" not in drawn.svg
+
+
+def test_nothing_but_zeros_is_no_picture() -> None:
+    """A timing with random weights, whose rewards are all 0."""
+    steps, none = np.array([1.0, 2.0]), np.zeros(2)
+    flat = curves.Curve("colocate", "tiny", steps, none, none, none, 1)
+    risen = curves.Curve("server", "tiny", steps, steps, steps, steps, 1)
+    assert pictures.curve("reward", [flat]) is None
+    assert pictures.curve("reward", [flat, risen]) is not None
+
+
+def test_engines_with_work_are_counted_not_their_tokens() -> None:
+    found = measures.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
+    assert found["engines"].text() == ("2", "")
