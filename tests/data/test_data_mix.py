@@ -121,8 +121,8 @@ def test_a_mix_that_cannot_be_made_is_refused(parts: Any, words: list[str]) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=custom", "data._target_=tests.test_data_mix.reserved"], "gives a column 'completions'"),
-        (["data=custom", "data._target_=tests.test_data_mix.without_solution"], "which rewards.accuracy needs"),
+        (["data=custom", "data._target_=tests.data.test_data_mix.reserved"], "gives a column 'completions'"),
+        (["data=custom", "data._target_=tests.data.test_data_mix.without_solution"], "which rewards.accuracy needs"),
         (["data.max_prompt_tokens=many"], "data.max_prompt_tokens='many'"),
         (["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0"),
         (["data.system_prompt=boxd"], "boxed, plain, r1"),
@@ -134,7 +134,7 @@ def test_data_that_cannot_be_trained_on_is_refused_before_anything_starts(overri
 
 
 def test_data_without_solutions_needs_no_test_rows_where_no_reward_asks_for_them() -> None:
-    check_data(asked("data=custom", "data._target_=tests.test_data_mix.without_solution", "rewards=[format]"))
+    check_data(asked("data=custom", "data._target_=tests.data.test_data_mix.without_solution", "rewards=[format]"))
 
 
 def test_a_wrong_parameter_of_a_part_is_refused_by_name() -> None:
@@ -150,7 +150,7 @@ def test_long_prompts_are_dropped_and_counted_and_no_more_held_out_rows_read_tha
 
     config = asked(
         "data=custom",
-        "data._target_=tests.test_data_mix.short_and_long",
+        "data._target_=tests.data.test_data_mix.short_and_long",
         "data.max_prompt_tokens=40",
         "eval.problems=8",
     )

@@ -158,7 +158,7 @@ def test_a_column_does_not_replace_a_parameter() -> None:
 def test_the_wrong_number_of_values_is_a_bad_reward() -> None:
     from grpo_lab.worker.rewards import BadReward, build
 
-    (reward,) = build({"mine": {"_target_": "tests.test_rewards_model.forgetful"}})
+    (reward,) = build({"mine": {"_target_": "tests.rewards.test_rewards_model.forgetful"}})
     with pytest.raises(BadReward, match="'mine' returned 1 values for 2 completions"):
         reward(completions=["a", "b"])
 

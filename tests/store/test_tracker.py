@@ -29,7 +29,7 @@ ROWS: list[dict[str, float | int | str | None]] = [
 SCENARIO = """
 import json, sys
 from pathlib import Path
-from grpo_lab.config import TrackerConfig
+from grpo_lab.config.schema import TrackerConfig
 from grpo_lab.store.tracker import open_tracker
 
 kind, folder, secret, rows = sys.argv[1], Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
@@ -225,7 +225,7 @@ def test_an_unknown_choice_is_refused(settings: TrackerConfig, message: str) -> 
 
 def test_check_imports_no_tracker() -> None:
     code = (
-        "import sys; from grpo_lab.config import TrackerConfig; from grpo_lab.store.tracker import check\n"
+        "import sys; from grpo_lab.config.schema import TrackerConfig; from grpo_lab.store.tracker import check\n"
         "check(TrackerConfig()); print(sorted({'wandb', 'trackio', 'torch'} & set(sys.modules)))"
     )
     argv = [sys.executable, "-c", code]
