@@ -118,7 +118,7 @@ def settle(request: Request, plan: EvaluationPlan, machine: Machine, work: Evalu
 
 def create(request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation) -> None:
     work.progress.unlink(missing_ok=True)
-    configuration.save(request.config, work.config)
+    store.save_config(request.config, work.config)
     store.write_json(work.plan, redact(dataclasses.asdict(plan)))
     command = redact_command(["python", "-m", "grpo_lab.evaluate", *sys.argv[1:]])
     store.write_json(work.env, {"command": command, "git_commit": git_commit(), **describe(machine)})

@@ -175,7 +175,7 @@ def create(run: Run, config: Config, plan: Plan | BenchPlan, machine: Machine) -
     """The folder with what was asked, what was decided, and where it runs. Secrets stay out."""
     (run.checkpoints if config.kind == "train" else run.folder).mkdir(parents=True, exist_ok=True)
     hold_back(run.ballast)
-    configuration.save(config, run.config)
+    store.save_config(config, run.config)
     devices = {"devices": plan.devices, "generating_devices": plan.generating_devices}
     store.write_json(run.plan, redact({**dataclasses.asdict(plan), **devices}))
     before = store.read_json(run.env) or {}

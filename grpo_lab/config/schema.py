@@ -18,7 +18,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from grpo_lab.config.naming import sweep_name
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.resolvers import pick, quotient
-from grpo_lab.store.folder import write_text
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
@@ -341,9 +340,9 @@ def from_hydra(composed: DictConfig) -> Config:
     return config
 
 
-def save(config: Config, path: Path) -> None:
-    """Write YAML. Secrets stay out; a run gets them through the environment."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config))))))
+def to_yaml(config: Config) -> str:
+    """The content of config.yaml. Secrets stay out; a run gets them through the environment."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config)))))
 
 
 def _literal(value: Any) -> Any:
@@ -356,7 +355,7 @@ def _literal(value: Any) -> Any:
 
 
 def load(path: Path) -> Config:
-    """Read what :func:`save` wrote."""
+    """Read what :func:`to_yaml` made."""
     merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
     assert isinstance(merged, DictConfig)
     return from_hydra(merged)

@@ -6,16 +6,20 @@ The conductor and the worker meet nowhere else. JSON files appear whole, by rena
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from grpo_lab.config import schema as configuration
+from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import writing
 from grpo_lab.store import checkpoints
+from grpo_lab.store.files import Row as Row
+from grpo_lab.store.files import read_json as read_json
+from grpo_lab.store.files import read_new_rows as read_new_rows
+from grpo_lab.store.files import write_json as write_json
+from grpo_lab.store.files import write_text as write_text
 
-Row = dict[str, Any]
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _EVALUATIONS = "evaluations"
@@ -258,36 +262,9 @@ class Sweep:
         return Run(self.folder / name)
 
 
-def read_new_rows(path: Path, offset: int) -> tuple[list[Row], int]:
-    """The whole lines after a byte offset, and the offset after them. A torn last line, as a kill leaves it, is
-    left for later; a file that has shrunk is read from its start."""
-    if not path.is_file():
-        return [], 0
-    with path.open("rb") as file:
-        file.seek(offset if offset <= file.seek(0, os.SEEK_END) else 0)
-        whole, newline, _ = file.read().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + len(newline)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step. Raises DiskFull; the file is then as it was."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with writing(path, len(text)):
-            draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content, or None where the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def save_config(config: Config, path: Path) -> None:
+    """Write config.yaml. Secrets stay out; a run gets them through the environment."""
+    write_text(path, configuration.to_yaml(config))
 
 
 def load(folder: Path) -> list[Row]:

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_lab.config import schema as configuration
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row
@@ -95,7 +94,7 @@ def write_result(point: Point, status: str, failure: Row) -> None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
     if not run.config.is_file():
-        configuration.save(point.config, run.config)
+        store.save_config(point.config, run.config)
     config = point.config
     asked = {"model": config.model.name, "vllm_mode": config.vllm.mode, "tp": config.vllm.tp, "dp": config.vllm.dp}
     sizes = {"gpus": point.need.gpus, "seed": config.seed, "steps": len(run.rows())}

@@ -62,7 +62,7 @@ def saved_run(folder: Path, *, steps: Sequence[int] = (), **data: Any) -> Run:
             "per_device_train_batch_size": 8,
         },
     )
-    configuration.save(config, run.config)
+    store.save_config(config, run.config)
     for step in steps:
         checkpoint = run.checkpoints / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)

@@ -117,11 +117,12 @@ def test_the_configuration_is_found_from_another_directory(tmp_path: Path) -> No
 def test_secrets_reach_no_file(tmp_path: Path) -> None:
     from grpo_lab.config import schema as configuration
     from grpo_lab.config.schema import Config, ModelConfig
+    from grpo_lab.store import folder as store
 
     config = Config(
         model=ModelConfig(name="x", path="y"), vllm=configuration.VllmConfig(env={"HF_TOKEN": "hf_verysecret"})
     )
-    configuration.save(config, tmp_path / "config.yaml")
+    store.save_config(config, tmp_path / "config.yaml")
     assert "verysecret" not in (tmp_path / "config.yaml").read_text()
 
 

@@ -12,7 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.machine.disk import DiskFull, check_room, writing
 from grpo_lab.store import checkpoints, completions
@@ -133,7 +132,7 @@ def test_every_writer_names_its_file_and_leaves_the_old_one(small_disk: Callable
     fill(run.folder / "filler")
     metrics: dict[str, object] = {"accuracy_before": None, "accuracy_after": None}
     writers: list[tuple[Path, Callable[[], None]]] = [
-        (run.config, lambda: configuration.save(Config(model=ModelConfig(name="m", path="p")), run.config)),
+        (run.config, lambda: store.save_config(Config(model=ModelConfig(name="m", path="p")), run.config)),
         (run.progress, lambda: store.write_json(run.progress, {"phase": "training"})),
         (run.completions, lambda: completions.gather(run)),
         (run.metrics, lambda: run.append_metrics({"step": 9, "padding": "x" * 5000})),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config, ModelConfig
+from grpo_lab.store import folder as store
 from tests.conftest import cli
 from tests.faults.fuzz import GROUPS, NIGHTLY, ODD, Ended, cases, check_manners, command, overrides, text, value
 
@@ -111,5 +112,5 @@ def test_a_worker_reads_what_was_asked(
     model = ModelConfig(name="x", path="x")
     config = Config(model=model, data={"_target_": "x", **data}, rewards={"x": {"_target_": target}})
     file = tmp_path_factory.getbasetemp() / "config.yaml"
-    configuration.save(config, file)
+    store.save_config(config, file)
     assert asdict(configuration.load(file)) == asdict(config)

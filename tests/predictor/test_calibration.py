@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from grpo_lab.config import schema as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.machine.cards import presets
 from grpo_lab.plan import main
@@ -197,7 +196,7 @@ def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
 def bench_folder(folder: Path, prompt_len: Any = 100) -> Path:
     """What a benchmark of a server leaves."""
     folder.mkdir(parents=True)
-    configuration.save(asked("model=qwen2.5-7b", "vllm=server", "vllm.dp=4"), folder / "config.yaml")
+    store.save_config(asked("model=qwen2.5-7b", "vllm=server", "vllm.dp=4"), folder / "config.yaml")
     store.write_json(folder / "env.json", {"gpus": ["NVIDIA H200"] * 4, "gpu_memory_gib": 140.4})
     sizes = {"prompts": 128, "num_generations": 8, "prompt_len": prompt_len, "completion_len": 512, "concurrency": 1024}
     load = {"name": "steady", "load": sizes, "metrics": {"generated_tokens_per_s": {"median": 59600.0, "n": 3}}}
@@ -220,7 +219,7 @@ def test_a_run_that_went_out_of_memory_is_read_and_fits_nothing(failure: str, tm
     config = asked("model=qwen2.5-1.5b", "grpo.generation_batch_size=64")
     run, plan = Run(tmp_path / "one"), make_plan(config, with_gpus(1), folder=tmp_path / "one", ports=Ports(0, 0, 0))
     run.folder.mkdir()
-    configuration.save(config, run.config)
+    store.save_config(config, run.config)
     store.write_json(run.env, {"gpus": ["NVIDIA H200"], "gpu_memory_gib": 140.4})
     store.write_json(run.plan, {"batch": dataclasses.asdict(plan.batch)})
     failed = {"class": failure, "message": "", "log": None}

@@ -25,7 +25,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo_lab.config import schema as configuration
 from grpo_lab.config.model import ASSETS
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store import folder as store
@@ -211,7 +210,7 @@ def planned_run(folder: Path, url: str) -> Run:
     names = plan.server.argv.index("--served-model-name")
     assert plan.server.argv[names + 1 : names + 3] == (plan.server.served_name, plan.model_path)
     run.checkpoints.mkdir(parents=True)
-    configuration.save(config, run.config)
+    store.save_config(config, run.config)
     devices = {"devices": plan.devices, "generating_devices": plan.generating_devices}
     trl = {**plan.trl, "use_cpu": True, "vllm_server_base_url": url}
     store.write_json(run.plan, {**asdict(plan), **devices, "trl": trl})
