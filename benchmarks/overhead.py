@@ -23,7 +23,7 @@ from grpo_lab.machine.gpus import describe, read_machine
 from grpo_lab.store import folder as store
 from grpo_lab.store import stats
 from grpo_lab.store.folder import Run
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import PHASES
 
 MODES = {"off": ["vllm=off"], "colocate": ["vllm=colocate"], "colocate+sleep": ["vllm=colocate", "vllm.sleep=true"]}
 WARMUP = 2

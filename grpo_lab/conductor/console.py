@@ -19,7 +19,7 @@ from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
 from grpo_lab.store import health
 from grpo_lab.store.folder import Row, Run
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import PHASES
 
 PLAIN_EVERY_S = 10.0
 """Without a terminal: at most one line in so many seconds."""

@@ -21,12 +21,11 @@ from grpo_lab.machine.gpus import Gpu
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import make_plan
 from grpo_lab.predictor.calibration import Measurement
-from grpo_lab.predictor.parts import Layout
+from grpo_lab.predictor.parts import PREDICTED, Layout
 from grpo_lab.predictor.workload import workload
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row, Run
 
-PHASES = ("generate", "sync", "logprobs", "train", "other")
 OOM = "oom"
 """Class of a failure, in result.json and in tables."""
 
@@ -66,7 +65,7 @@ def _of_result(run: Run, result: Row, env: Row) -> Iterator[Measurement]:
         yield from from_bench(run.folder, result, config, card) if finished else ()
         return
     metrics, batch = result["metrics"], (store.read_json(run.plan) or {})["batch"]
-    seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PHASES}
+    seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PREDICTED}
     rate = (metrics["generated_tokens_per_s"] or {}).get("median")
     peaks = {role: gib for role, gib in (metrics.get("peak_memory_gib") or {}).items() if gib}
     layout = Layout(
@@ -134,7 +133,7 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
         return None
     if _failed(row) or not row.get("generated_tokens_per_s"):
         return _as_asked(row["run"], config, _layout(row, config, card), card, source, _peaks(row), _failed(row))
-    seconds = {phase: float(row[f"{phase}_s"]) for phase in PHASES if row.get(f"{phase}_s")}
+    seconds = {phase: float(row[f"{phase}_s"]) for phase in PREDICTED if row.get(f"{phase}_s")}
     peaks, rate = _peaks(row), float(row["generated_tokens_per_s"])
     if bench:
         load = {key.removeprefix("load_"): value for key, value in row.items() if key.startswith("load_")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import Plan
@@ -77,6 +77,10 @@ class Phases:
     @property
     def step(self) -> float:
         return math.fsum(asdict(self).values())
+
+
+PREDICTED = tuple(field.name for field in fields(Phases))
+"""Those of the phases of a step (`store.measures.PHASES`) that are predicted."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from grpo_lab.machine.cards import Cluster
 from grpo_lab.predictor.calibration import Calibration
 from grpo_lab.predictor.candidates import Judged
 from grpo_lab.predictor.memory import GIB
+from grpo_lab.predictor.parts import PREDICTED
 from grpo_lab.predictor.workload import workload
-
-PHASES = ("generate", "sync", "logprobs", "train", "other")
 
 
 def table(found: Sequence[Judged], config: Config, cluster: Cluster, *, top: int) -> str:
@@ -129,7 +128,7 @@ def as_csv(found: Sequence[Judged], cluster: Cluster) -> str:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in row.items() if key not in ("time_s", "memory_gib")}
-    times = {f"{phase}_s": (row["time_s"] or {}).get(phase) for phase in PHASES}
+    times = {f"{phase}_s": (row["time_s"] or {}).get(phase) for phase in PREDICTED}
     parts = {f"gib {role}: {part}": size for role, parts in row["memory_gib"].items() for part, size in parts.items()}
     return {**plain, **times, **parts}
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config.schema import NOT_IDENTITY
-from grpo_lab.reporter import measures
-from grpo_lab.reporter.measures import Estimate, Measure
+from grpo_lab.reporter import estimates
+from grpo_lab.reporter.estimates import Estimate
+from grpo_lab.store import measures
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.measures import Measure
 
 Axes = dict[str, Any]
 
@@ -38,7 +40,7 @@ class Configuration:
     """The part of `asked` that tells the configurations of this report apart, model and layout always."""
     runs: tuple[Row, ...]
     estimates: Mapping[str, Estimate]
-    """Column -> estimate over the finished runs."""
+    """Name -> estimate over the finished runs."""
 
     @property
     def work(self) -> str:
@@ -125,14 +127,14 @@ def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
 
 
 def _configuration(rows: Sequence[Row], names: Sequence[str]) -> Configuration:
-    found = [measures.read(row) for row in rows if row["status"] == "finished"]
-    estimates = {
-        one.column: measures.over_runs(one, [each[one.column] for each in found if one.column in each])
-        for one in measures.of_kind(rows[0].get("kind", "train"))
-        if any(one.column in each for each in found)
+    found = [estimates.read(row) for row in rows if row["status"] == "finished"]
+    averaged = {
+        one.name: estimates.over_runs(one, [each[one.name] for each in found if one.name in each])
+        for one in measures.columns(rows[0].get("kind", "train"))
+        if any(one.name in each for each in found)
     }
     everything = asked(rows[0])
-    return Configuration(everything, {key: everything.get(key) for key in names}, tuple(rows), estimates)
+    return Configuration(everything, {key: everything.get(key) for key in names}, tuple(rows), averaged)
 
 
 def asked(row: Row) -> Axes:
@@ -163,7 +165,7 @@ def best(configurations: Sequence[Configuration], measure: Measure) -> list[Conf
     """Of each workload the configuration whose interval stands clear of all others', if there is one."""
     found = []
     for work in dict.fromkeys(one.work for one in configurations):
-        rivals = [one for one in configurations if one.work == work and measure.column in one.estimates]
+        rivals = [one for one in configurations if one.work == work and measure.name in one.estimates]
         first = _clear(rivals, measure)
         if first:
             found.append(first)
@@ -171,7 +173,7 @@ def best(configurations: Sequence[Configuration], measure: Measure) -> list[Conf
 
 
 def _clear(rivals: Sequence[Configuration], measure: Measure) -> Configuration | None:
-    spans = [(one.estimates[measure.column].low, one.estimates[measure.column].high) for one in rivals]
+    spans = [(one.estimates[measure.name].low, one.estimates[measure.name].high) for one in rivals]
     if measure.better is None or len(rivals) < 2 or any(low is None or high is None for low, high in spans):
         return None
     sign = 1 if measure.better == "higher" else -1

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_lab.reporter import configurations, context, curves, folder, measures, pictures, published, rows, tables
+from grpo_lab.reporter import configurations, context, curves, folder, pictures, published, rows, tables
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.pictures import Picture
 from grpo_lab.reporter.tables import Table
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row, Sweep
+from grpo_lab.store.measures import headlines
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
     return Contents(
         title=", ".join(one.absolute().name for one in folders),
         facts=_facts(found.rows, sweep),
-        glance=tables.comparisons(several, measures.headlines(kind)),
+        glance=tables.comparisons(several, headlines(kind)),
         tables=[tables.results(several, kind), *([beside] if beside else [])],
         pictures=_pictures(several, drawn, kind),
         troubles=[one for one in troubles if one],

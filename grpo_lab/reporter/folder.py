@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.reporter.measures import KINDS
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row, Run, Sweep
+from grpo_lab.store.measures import MEASURES
 
 STATUSES = ("finished", "failed", "infeasible")
 
@@ -75,8 +75,8 @@ def _row(run: Run) -> Row:
     if row.get("status") not in STATUSES:
         raise _Unusable(f"result.json has the status {row.get('status')!r}; valid: {', '.join(STATUSES)}")
     row.setdefault("kind", "train")
-    if row["kind"] not in KINDS:
-        raise _Unusable(f"result.json is of the kind {row['kind']!r}; valid: {', '.join(KINDS)}")
+    if row["kind"] not in MEASURES:
+        raise _Unusable(f"result.json is of the kind {row['kind']!r}; valid: {', '.join(MEASURES)}")
     return row | {"sweep": sweep_of(run.folder), "config": _config(run)}
 
 

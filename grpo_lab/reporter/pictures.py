@@ -22,7 +22,9 @@ from matplotlib.patches import Rectangle
 from grpo_lab.reporter.colours import INK, LIGHT, LINE, SERIES, SOFT, VARIABLES
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.curves import ACCURACY, REWARD, Curve
-from grpo_lab.reporter.measures import HEADLINES, PHASE_MEASURES, TRAIN, Estimate, Measure, of_kind
+from grpo_lab.reporter.estimates import Estimate
+from grpo_lab.store import measures
+from grpo_lab.store.measures import PHASES, Measure
 
 MARKERS = "osD^vP*X"
 WIDTH = 4.9
@@ -72,7 +74,7 @@ class Picture:
 @_styled
 def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture]:
     """tp x dp of the first headline, for each workload and mode that has at least two layouts."""
-    measure = next(one for one in of_kind(kind) if one.column == HEADLINES[kind][0])
+    measure = measures.headlines(kind)[0]
     found = []
     together: dict[tuple[str, str], list[Configuration]] = {}
     for one in configurations:
@@ -89,11 +91,11 @@ def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture
 def _heatmap(cells: Mapping[tuple[int, int], Configuration], measure: Measure) -> Figure:
     tps, dps = sorted({tp for tp, _ in cells}), sorted({dp for _, dp in cells})
     figure, axes = _figure(0.75 + 0.62 * len(tps))
-    values = [one.estimates[measure.column].value for one in cells.values() if measure.column in one.estimates]
+    values = [one.estimates[measure.name].value for one in cells.values() if measure.name in one.estimates]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
     for (tp, dp), one in cells.items():
         x, y = dps.index(dp), tps.index(tp)
-        estimate = one.estimates.get(measure.column)
+        estimate = one.estimates.get(measure.name)
         share = (estimate.value - low) / (high - low) if estimate and high > low else 0.5
         share = 1 - share if measure.better == "lower" else share
         look: dict[str, Any] = (
@@ -113,15 +115,15 @@ def _heatmap(cells: Mapping[tuple[int, int], Configuration], measure: Measure) -
 @_styled
 def step_times(configurations: Sequence[Configuration]) -> Picture | None:
     """The phases of a step as a bar for each configuration, which add up to its step."""
-    timed = [one for one in configurations if any(phase.column in one.estimates for phase in PHASE_MEASURES)][:MOST]
+    timed = [one for one in configurations if any(f"{phase}_s" in one.estimates for phase in PHASES)][:MOST]
     if not timed:
         return None
     figure, axes = _figure(1.0 + 0.52 * len(timed))
     for place, one in enumerate(timed):
         start = 0.0
-        for colour, phase in zip(SERIES, PHASE_MEASURES, strict=False):
-            width = one.estimates[phase.column].value if phase.column in one.estimates else 0.0
-            axes.barh(place, width, left=start, height=0.42, color=colour, label=phase.label if place == 0 else None)
+        for colour, phase in zip(SERIES, PHASES, strict=False):
+            width = one.estimates[f"{phase}_s"].value if f"{phase}_s" in one.estimates else 0.0
+            axes.barh(place, width, left=start, height=0.42, color=colour, label=phase if place == 0 else None)
             start += width
         axes.text(0, place - 0.3, _label(one, timed), ha="left", va="bottom", fontsize=9.5)
         whole = one.estimates.get("step_time_s")
@@ -186,13 +188,13 @@ def _held_out(axes: Axes, drawn: Sequence[Curve], configurations: Sequence[Confi
 @_styled
 def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | None:
     """Accuracy after training over tokens a second and GPU; None with fewer than two configurations that have both."""
-    speed = next(one for one in TRAIN if one.column == "tokens_per_s_per_gpu")
-    both = [one for one in configurations if {speed.column, "accuracy_after"} <= set(one.estimates)][:MOST]
+    speed = measures.named("train", "tokens_per_s_per_gpu")
+    both = [one for one in configurations if {speed.name, "accuracy_after"} <= set(one.estimates)][:MOST]
     if len(both) < 2:
         return None
     figure, axes = _figure(3.5)
     for place, one in enumerate(both):
-        x, y = one.estimates[speed.column], one.estimates["accuracy_after"]
+        x, y = one.estimates[speed.name], one.estimates["accuracy_after"]
         look: dict[str, Any] = {
             "color": SERIES[place % len(SERIES)],
             "marker": MARKERS[(place + place // len(SERIES)) % len(MARKERS)],

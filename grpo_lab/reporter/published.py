@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_lab.config.errors import RequestError, nearest
-from grpo_lab.reporter import measures
+from grpo_lab.reporter import estimates
 from grpo_lab.reporter.configurations import Configuration
+from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import experiment
-from grpo_lab.reporter.measures import Estimate
 from grpo_lab.reporter.tables import Cell, Table, measured
+from grpo_lab.store import measures
 
 EXPERIMENTS = Path("experiments")
 _SAID = ("metric", "value", "unit", "source")
@@ -64,7 +65,7 @@ def _read(row: Mapping[str, str | None], where: str, kind: str) -> Published:
     if any(value is None for value in row.values()) or None in row:
         raise RequestError(f"{where}: not as many cells as the header has")
     text = {key: str(value).strip() for key, value in row.items()}
-    known = [measure.column for measure in measures.of_kind(kind)]
+    known = [measure.name for measure in measures.columns(kind)]
     if text["metric"] not in known:
         raise RequestError(f"{where}: metric={text['metric']}: {nearest(text['metric'], known)}")
     try:
@@ -108,7 +109,7 @@ def _measured(one: Published, configurations: Sequence[Configuration]) -> tuple[
     if found is None or not one.over:
         return found, why_not
     under, why_not = _one({**one.keys, **one.over}, one.metric, configurations)
-    return (measures.ratio(found, under), "not measured") if under else (None, why_not)
+    return (estimates.ratio(found, under), "not measured") if under else (None, why_not)
 
 
 def _one(keys: Mapping[str, str], metric: str, configurations: Sequence[Configuration]) -> tuple[Estimate | None, str]:

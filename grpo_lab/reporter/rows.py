@@ -6,8 +6,9 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from grpo_lab.reporter import context, measures
+from grpo_lab.reporter import context, estimates
 from grpo_lab.reporter.configurations import failure_of, per_load
+from grpo_lab.store import measures
 from grpo_lab.store.folder import Row
 
 ASKED = ("kind", "model", "algorithm", "vllm_mode", "tp", "dp", "gpus", "seed", "load", "status")
@@ -22,9 +23,9 @@ def table(rows: Iterable[Row]) -> list[Row]:
 def _flat(row: Row) -> Row:
     flat: Row = {"run": Path(str(row["run"])).name, **{key: row.get(key) for key in ASKED}}
     flat |= {f"load_{key}": value for key, value in row.get("load_asked", {}).items()}
-    found = measures.read(row) if row["status"] == "finished" else {}
-    for measure in measures.of_kind(row["kind"]):
-        one, column = found.get(measure.column), measure.column
+    found = estimates.read(row) if row["status"] == "finished" else {}
+    for measure in measures.columns(row["kind"]):
+        one, column = found.get(measure.name), measure.name
         flat[column] = one.value if one else None
         if one and one.n is not None:
             flat |= {f"{column}_low": one.low, f"{column}_high": one.high, f"{column}_n": one.n}

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_lab.reporter import measures
 from grpo_lab.reporter.configurations import Configuration, best, failure_of
+from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import LeftOut, name
-from grpo_lab.reporter.measures import Estimate, Measure
+from grpo_lab.store import measures
 from grpo_lab.store.folder import Row
+from grpo_lab.store.measures import Measure
 
 HOW_TO_READ = (
     "Beside each number: its 95% interval and n. A timing of one run is the median of its n steps (or rounds) after "
@@ -67,14 +68,14 @@ def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Mea
     """Where all did the same work, one table with a row for each way to do it; otherwise one table for each headline,
     with a row for each work and a column for each way. None where there is nothing to compare."""
     works, ways = _in_order(one.work for one in configurations), _in_order(one.way for one in configurations)
-    there = [key for key in headlines if any(key.column in one.estimates for one in configurations)]
+    there = [key for key in headlines if any(key.name in one.estimates for one in configurations)]
     if len(ways) < 2 or not there:
         return []
-    marked = {key.column: best(configurations, key) for key in there}
+    marked = {key.name: best(configurations, key) for key in there}
     placed = {(one.work, one.way): one for one in configurations}
 
     def cell(work: str, way: str, key: Measure) -> Cell:
-        return _compared(placed.get((work, way)), key, marked[key.column])
+        return _compared(placed.get((work, way)), key, marked[key.name])
 
     if len(works) == 1:
         rows = [[Cell(way), *(cell(works[0], way, key) for key in there)] for way in ways]
@@ -100,21 +101,21 @@ def _from(first: int, head: Sequence[str]) -> frozenset[int]:
 def _compared(one: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
     if one is None:
         return Cell("no result")
-    return Cell(one.failure) if one.failure else measured(one.estimates.get(measure.column), is_best=one in marked)
+    return Cell(one.failure) if one.failure else measured(one.estimates.get(measure.name), is_best=one in marked)
 
 
 def results(configurations: Sequence[Configuration], kind: str) -> Table:
     """A row for each configuration with all that tables show of it."""
     shown = [
         measure
-        for measure in measures.of_kind(kind)
-        if measure.shown and any(measure.column in one.estimates for one in configurations)
+        for measure in measures.columns(kind)
+        if measure.shown and any(measure.name in one.estimates for one in configurations)
     ]
-    marked = {measure.column: best(configurations, measure) for measure in shown}
+    marked = {measure.name: best(configurations, measure) for measure in shown}
     works = _in_order(one.work for one in configurations)
     rows = [
         [*([Cell(one.work)] if len(works) > 1 else []), Cell(one.way), Cell(_ended(one))]
-        + [measured(one.estimates.get(key.column), is_best=one in marked[key.column]) for key in shown]
+        + [measured(one.estimates.get(key.name), is_best=one in marked[key.name]) for key in shown]
         for one in configurations
     ]
     start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]

@@ -10,26 +10,9 @@ from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import health, stats
+from grpo_lab.store import health, measures, stats
 from grpo_lab.store.folder import Row, Run
 
-PHASES = ("generate", "sync", "reward", "logprobs", "train", "other")
-OBJECTIVES = (
-    "accuracy_after",
-    "accuracy_gain",
-    "reward_last",
-    "step_time_s",
-    "generated_tokens_per_s",
-    "generated_tokens_per_s_per_gpu",
-    "requests_per_s",
-    "ttft_s",
-    "itl_s",
-    "tokens_per_s_per_gpu",
-    "samples_per_s",
-    "mfu",
-)
-"""Measurements that a sweeper can optimise."""
-LOWER_IS_BETTER = ("step_time_s", "ttft_s", "itl_s")
 FORWARD_BACKWARD, FORWARD = 6, 2
 """FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
 
@@ -41,6 +24,13 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
     """
     rows, outcome = run.rows(), store.read_json(run.outcome) or {}
     timed = [row for row in rows if row["step"] > config.warmup_steps]
+    computed = {
+        **accuracy(run),
+        "mfu": _mfu(timed, config, plan),
+        "prompt_tokens": _prompt_tokens(rows, config),
+        **{f"{key}.trainer": outcome.get(key) for key in ("peak_memory_gib", "startup_s")},
+        **{f"{key}.server": server.get(key) for key in ("peak_memory_gib", "startup_s")},
+    }
     return {
         "kind": "train",
         "status": status,
@@ -56,34 +46,22 @@ def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | N
         "warmup_steps": config.warmup_steps,
         "data": outcome.get("data"),
         "warnings": health.warnings(rows),
-        "metrics": {
-            **accuracy(run),
-            "reward_last": _reward_last(rows),
-            "step_time_s": _timing(timed, "step_time_s"),
-            "time_s": {phase: _timing(timed, f"time_s/{phase}") for phase in PHASES},
-            "generated_tokens_per_s": _timing(timed, "generated_tokens_per_s"),
-            "generated_tokens_per_s_per_gpu": _timing(timed, "generated_tokens_per_s_per_gpu"),
-            "tokens_per_s_per_gpu": _timing(timed, "tokens_per_s_per_gpu"),
-            "samples_per_s": _timing(timed, "samples_per_s"),
-            "mfu": _mfu(timed, config, plan),
-            "prompt_tokens": _prompt_tokens(rows, config),
-            "logp_difference": _timing(rows, "sampling/sampling_logp_difference/mean"),
-            "peak_memory_gib": {"trainer": outcome.get("peak_memory_gib"), "server": server.get("peak_memory_gib")},
-            "startup_s": {"trainer": outcome.get("startup_s"), "server": server.get("startup_s")},
-        },
+        "metrics": measures.content("train", timed, rows, computed),
     }
 
 
 def check_objective(name: str) -> None:
-    """Raises RequestError for a name that is not one of OBJECTIVES."""
-    if name not in OBJECTIVES:
-        raise RequestError(f"objective={name}: {nearest(name, OBJECTIVES)}")
+    """Raises RequestError for a name that is not one of :func:`measures.objectives`."""
+    if name not in measures.objectives():
+        raise RequestError(f"objective={name}: {nearest(name, list(measures.objectives()))}")
 
 
 def objective(result: Row, name: str) -> float | None:
-    """One of OBJECTIVES as a number, median or value; None if it was not measured."""
-    found = result.get("metrics", {}).get(name)
-    return None if found is None else float(found.get("median", found.get("value")))
+    """An objective as a number, median or value; None if it was not measured."""
+    found = measures.objectives()[name].field(result.get("metrics", {}))
+    if isinstance(found, dict):
+        found = found.get("median", found.get("value"))
+    return None if found is None else float(found)
 
 
 def accuracy(run: Run) -> Row:
@@ -101,16 +79,6 @@ def proportion(marks: list[int | None] | None) -> Any:
     """Unreadable gold answers (None) are left out; n says how many problems counted."""
     readable = [mark for mark in marks or () if mark is not None]
     return stats.proportion(readable) if readable else None
-
-
-def _reward_last(rows: list[Row]) -> Any:
-    rewards = [row["reward"] for row in rows if row.get("reward") is not None]
-    tenth = rewards[-max(1, len(rewards) // 10) :]
-    return {"value": math.fsum(tenth) / len(tenth), "n": len(tenth)} if tenth else None
-
-
-def _timing(rows: list[Row], key: str) -> Any:
-    return stats.timing([row[key] for row in rows if row.get(key) is not None])
 
 
 def _prompt_tokens(rows: list[Row], config: Config) -> Any:

@@ -23,6 +23,7 @@ from grpo_lab.config.schema import Config, LauncherConfig, SweepConfig
 from grpo_lab.machine import locks
 from grpo_lab.machine.processes import Child
 from grpo_lab.store import folder as store
+from grpo_lab.store import measures
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Row, Sweep
 from grpo_lab.sweep import board, job, points
@@ -87,7 +88,7 @@ def _pack(context: HydraContext, function: TaskFunction, composer: Composer, poi
 
 def check_direction(direction: str, objective: str) -> None:
     """Raises RequestError for a search of the worst: Optuna's default is to minimise."""
-    wanted = "minimize" if objective in results.LOWER_IS_BETTER else "maximize"
+    wanted = "minimize" if objective in measures.minimized() else "maximize"
     if direction in ("minimize", "maximize") and direction != wanted:
         raise RequestError(f"objective={objective} is to be {wanted}d; hydra.sweeper.direction={wanted}")
 

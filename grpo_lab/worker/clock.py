@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from grpo_lab.store import train as results
+from grpo_lab.store.measures import PHASES
 from grpo_lab.worker import async_grpo as asynchronous
 from grpo_lab.worker import trainers as algorithms
 from grpo_lab.worker.trainers import Trainer
 
-PHASES = results.PHASES
 ANNOUNCED = ("sync", "generate")
 """Phases that wait for somebody else: once each for a batch of completions."""
 

@@ -16,7 +16,7 @@ import pytest
 
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import PHASES
 from tests.conftest import GSM8K, SHORT, cli, first_completions, running, wait_for_step
 from tests.offline_wandb import history, wandb_records
 

@@ -43,7 +43,7 @@ def synthetic(noise: float) -> list[Measurement]:
                 one = Measurement(
                     f"{model}-{tp}-{dp}-{completion}", model, asked, place, presets()["h200"], {"train": 1.0}
                 )
-                one = dataclasses.replace(one, seconds=dict.fromkeys(measurements.PHASES, 1.0))
+                one = dataclasses.replace(one, seconds=dict.fromkeys(measurements.PREDICTED, 1.0))
                 seconds = {phase: value * chance.gauss(1, noise) for phase, value in one.predicted(TRUE).items()}
                 found.append(dataclasses.replace(one, seconds=seconds))
     return found

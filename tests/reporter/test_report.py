@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.reporter import contents, curves, measures, pictures
+from grpo_lab.reporter import contents, curves, estimates, pictures
 from grpo_lab.reporter.contents import Contents
 from grpo_lab.store.folder import Run
 from tests.conftest import ROOT
@@ -336,5 +336,5 @@ def test_nothing_but_zeros_is_no_picture() -> None:
 
 
 def test_engines_with_work_are_counted_not_their_tokens() -> None:
-    found = measures.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
+    found = estimates.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
     assert found["engines"].text() == ("2", "")

@@ -16,7 +16,7 @@ from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import PHASES
 from tests.conftest import SHORT, cli
 from tests.planner.test_plan import ON_CPU, PORTS, QWEN, VERSIONS, asked, planned, with_gpus
 

@@ -29,7 +29,7 @@ from grpo_lab.config.model import ASSETS
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import PHASES
 from grpo_lab.worker import async_grpo as asynchronous
 from grpo_lab.worker import rewards as rewarding
 from grpo_lab.worker import train as training

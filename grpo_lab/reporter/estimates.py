@@ -1,4 +1,4 @@
-"""What a result measures: names, units, which direction is better, and how a number is read and shown."""
+"""How a number of a result is read and shown: an estimate with its interval and n, over runs, as a ratio."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from grpo_lab.store import measures
 from grpo_lab.store.folder import Row
-from grpo_lab.store.train import PHASES
+from grpo_lab.store.measures import Measure
 
 _T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -18,71 +19,6 @@ _T975 = (
 )
 """97.5% quantile of Student's t at 1, 2, ... 30 degrees of freedom."""
 _NORMAL975 = 1.960
-
-
-@dataclass(frozen=True)
-class Measure:
-    column: str
-    """Its name in table.csv and in published.csv."""
-    label: str
-    unit: str = ""
-    better: Literal["higher", "lower"] | None = None
-    path: str = ""
-    """Where a row has it, keys joined by dots; empty: under its column's name."""
-    shown: bool = True
-    """Whether the tables for readers have it; table.csv has all."""
-
-    @property
-    def heading(self) -> str:
-        return f"{self.label}, {self.unit}" if self.unit else self.label
-
-
-PHASE_MEASURES = tuple(Measure(f"{phase}_s", phase, "s", path=f"time_s.{phase}", shown=False) for phase in PHASES)
-_PER_GPU = Measure("generated_tokens_per_s_per_gpu", "generated per GPU", "tokens/s", "higher")
-_GENERATED = Measure("generated_tokens_per_s", "generated", "tokens/s", "higher")
-
-TRAIN = (
-    Measure("accuracy_before", "pass@1 before"),
-    Measure("accuracy_after", "pass@1 after", "", "higher"),
-    Measure("accuracy_gain", "gain", "", "higher"),
-    Measure("reward_last", "reward at the end"),
-    Measure("step_time_s", "step", "s", "lower"),
-    Measure("steps_per_s", "steps", "1/s", "higher", shown=False),
-    Measure("tokens_per_s_per_gpu", "whole step per GPU", "tokens/s", "higher"),
-    _GENERATED,
-    _PER_GPU,
-    Measure("samples_per_s", "completions", "1/s", "higher", shown=False),
-    Measure("mfu", "MFU", "", "higher"),
-    Measure("prompt_tokens", "prompt", "tokens", shown=False),
-    Measure("logp_difference", "log-probability difference", "nats", shown=False),
-    *PHASE_MEASURES,
-    *(
-        Measure(f"{key}_{role}", f"{label}, {role}", unit, path=f"{key}.{role}")
-        for key, label, unit in (("peak_memory_gib", "peak memory", "GiB"), ("startup_s", "start-up", "s"))
-        for role in ("trainer", "server")
-    ),
-)
-BENCH = (
-    _PER_GPU,
-    _GENERATED,
-    Measure("requests_per_s", "requests", "1/s", "higher"),
-    Measure("ttft_s", "first token", "s", "lower"),
-    Measure("ttft_s_p99", "first token, p99", "s", path="ttft_s.p99"),
-    Measure("itl_s", "between tokens", "s", "lower"),
-    Measure("itl_s_p99", "between tokens, p99", "s", path="itl_s.p99"),
-    Measure("kv_cache_tokens", "KV cache", "tokens"),
-    Measure("preemptions", "preemptions"),
-    Measure("engines", "engines with work", path="engines.n"),
-    Measure("startup_s", "start-up", "s"),
-    Measure("power_w", "power, busiest GPU", "W"),
-    Measure("peak_memory_gib", "peak memory, fullest GPU", "GiB"),
-)
-KINDS: Mapping[str, Sequence[Measure]] = {"train": TRAIN, "bench": BENCH}
-HEADLINES: Mapping[str, Sequence[str]] = {
-    "train": ("step_time_s", "tokens_per_s_per_gpu", "accuracy_after"),
-    "bench": ("generated_tokens_per_s_per_gpu",),
-}
-"""What layouts are compared by, side by side."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +48,14 @@ def decimals(value: float) -> int:
     return min(9, 2 - math.floor(math.log10(abs(value))))
 
 
-def of_kind(kind: str) -> Sequence[Measure]:
-    return KINDS[kind]
-
-
-def headlines(kind: str = "train") -> list[Measure]:
-    return [one for column in HEADLINES[kind] for one in of_kind(kind) if one.column == column]
-
-
 def read(row: Row) -> dict[str, Estimate]:
-    """Column -> estimate, of one run (or one load of it); what was not measured, or is no number, is not in it."""
-    found = {one.column: estimate(_at(row, one.path or one.column)) for one in of_kind(row.get("kind", "train"))}
-    if step := found.get("step_time_s"):
-        found["steps_per_s"] = _reciprocal(step)
-    return {column: one for column, one in found.items() if one is not None}
+    """Name -> estimate, of one run (or one load of it); what was not measured, or is no number, is not in it."""
+    several = measures.columns(row.get("kind", "train"))
+    found = {measure.name: estimate(measure.field(row)) for measure in several}
+    for measure in several:
+        if measure.inverse_of and (under := found[measure.inverse_of]):
+            found[measure.name] = _reciprocal(under)
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def estimate(found: Any) -> Estimate | None:
@@ -181,13 +111,6 @@ def _reciprocal(one: Estimate) -> Estimate | None:
         return None
     low, high = (1 / one.high, 1 / one.low) if one.low and one.high else (None, None)
     return Estimate(1 / one.value, low, high, one.n, one.of)
-
-
-def _at(row: Row, path: str) -> Any:
-    found: Any = row
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
 
 
 def _is_number(value: Any) -> bool:
