@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from grpo_lab.config import model as policy
 from grpo_lab.config.schema import CONF, ModelConfig
+from grpo_lab.store.markdown import table
 
 DOCS = CONF.parent / "docs"
 MADE = "<!-- Made by python -m tools.make_docs from conf/; change the YAML, not this page. -->"
@@ -54,7 +55,7 @@ def pages() -> dict[str, str]:
 def _settings(group: str) -> str:
     """A row for every choice: what its YAML sets, and its comment."""
     rows = [[name, _set_by(group, name), _comment(group, name)] for name in _names(group)]
-    return _table([f"`{group}=`", "sets", ""], rows)
+    return table([f"`{group}=`", "sets", ""], rows)
 
 
 def _set_by(group: str, name: str) -> str:
@@ -83,7 +84,7 @@ def _models() -> str:
         " a download), `model.revision=`, `model.dtype=`, `model.attn=` and `model.trust_remote_code=true`. In"
         " brackets: how many parameters of a mixture of experts work on a token."
     )
-    return _page("Models", text, _table(columns, rows), "\n".join(notes))
+    return _page("Models", text, table(columns, rows), "\n".join(notes))
 
 
 def _model_order(name: str, models: dict[str, ModelConfig]) -> tuple[str, int, str]:
@@ -120,7 +121,7 @@ def _section(group: str, name: str, choice: Choice) -> str:
         f"## {name}",
         _comment(group, name),
         f"`{target}`: {_first_paragraph(about)}" if about else "",
-        _table(["parameter", "type", "unless given", ""], rows) if rows else "",
+        table(["parameter", "type", "unless given", ""], rows) if rows else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -201,11 +202,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()):
         return ", ".join(f"`{part}`" for part in value)
     return f"`{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}`"
-
-
-def _table(columns: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _page(title: str, *parts: str) -> str:

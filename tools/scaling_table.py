@@ -9,11 +9,13 @@ from grpo_lab.config.schema import CONF
 from grpo_lab.machine.cards import Cluster, presets
 from grpo_lab.predictor import calibration
 from grpo_lab.predictor.candidates import Judged, judged
+from grpo_lab.store import markdown
 
 ASKED = ("model=qwen2.5-7b", "data=deepmath", "model.dtype=bfloat16", "grpo.max_completion_length=2048")
 EACH, COMPLETIONS = 8, 512
 """GPUs and completions of a step for each machine."""
 MACHINES = (1, 2, 4, 8, 16)
+HEAD = ("machines", "GPUs", "layout", "step, s", "tokens/s per GPU", "of one machine's")
 
 
 def best(machines: int) -> Judged:
@@ -26,13 +28,16 @@ def best(machines: int) -> Judged:
 
 
 def table() -> str:
-    rows = [(machines, best(machines)) for machines in MACHINES]
-    alone, lines = rows[0][1].tokens_per_s_per_gpu, []
-    for machines, one in rows:
-        assert one.phases is not None
-        rate, cells = one.tokens_per_s_per_gpu, f"| {machines} | {one.gpus} | {one.name} |"
-        lines.append(f"{cells} {one.phases.step:.1f} | {rate:,.0f} | {rate / alone:.1%} |")
-    return "\n".join(lines)
+    fastest = {machines: best(machines) for machines in MACHINES}
+    alone = fastest[1].tokens_per_s_per_gpu
+    return markdown.table(HEAD, (_row(machines, layout, alone) for machines, layout in fastest.items()))
+
+
+def _row(machines: int, layout: Judged, alone: float) -> list[str]:
+    assert layout.phases is not None
+    rate = layout.tokens_per_s_per_gpu
+    sizes = [str(machines), str(layout.gpus), layout.name]
+    return [*sizes, f"{layout.phases.step:.1f}", f"{rate:,.0f}", f"{rate / alone:.1%}"]
 
 
 if __name__ == "__main__":

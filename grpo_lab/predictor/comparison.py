@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from grpo_lab.predictor import memory, verdict
 from grpo_lab.predictor.calibration import Measurement
 from grpo_lab.predictor.speed import Coefficients
+from grpo_lab.store import markdown
 
 CLOSE, CLOSE_GIB = 0.1, 0.5
 """A peak is met within this share of it, or within so many GiB."""
@@ -40,15 +41,15 @@ def compare(measured: Measurement, known: Coefficients) -> Compared:
 
 def table(found: Sequence[Compared]) -> str:
     """A row for each, and what they come to."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for one in found:
-        measured = one.measured
-        speed = "" if one.speed is None else f"{one.speed:+.1%}"
-        ran = "out of memory" if measured.out_of_memory else "yes"
-        sizes = f"{_sizes(one.gib)} | {_sizes(measured.peaks)}"
-        names = f"{measured.name} | {measured.model} | {measured.layout}"
-        lines.append(f"| {names} | {speed} | {sizes} | {one.verdict} | {ran} |")
-    return "\n".join([*lines, "", *_sum(found)]) + "\n"
+    return "\n".join([markdown.table(COLUMNS, map(_row, found)), "", *_sum(found)]) + "\n"
+
+
+def _row(one: Compared) -> list[str]:
+    measured = one.measured
+    speed = "" if one.speed is None else f"{one.speed:+.1%}"
+    ran = "out of memory" if measured.out_of_memory else "yes"
+    sizes = [_sizes(one.gib), _sizes(measured.peaks)]
+    return [measured.name, measured.model, str(measured.layout), speed, *sizes, one.verdict, ran]
 
 
 def _sizes(gib: Mapping[str, float]) -> str:

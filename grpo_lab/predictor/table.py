@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ from grpo_lab.predictor.candidates import Judged
 from grpo_lab.predictor.memory import GIB
 from grpo_lab.predictor.parts import PREDICTED
 from grpo_lab.predictor.workload import workload
+from grpo_lab.store import markdown
 
 
 def table(found: Sequence[Judged], config: Config, cluster: Cluster, *, top: int) -> str:
@@ -133,14 +134,16 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return {**plain, **times, **parts}
 
 
+def _error(point: Mapping[str, Any]) -> list[str]:
+    blind = point["error_without_this_model"]
+    names = [point["name"], point["model"], point["layout"]]
+    return [*names, f"{point['error']:+.1%}", "" if blind is None else f"{blind:+.1%}"]
+
+
 def errors(found: Calibration) -> str:
     """How far the predicted tokens a second are from what the calibration rests on."""
-    lines = ["| measurement | model | layout | error | without this model |", "|---|---|---|---|---|"]
-    for point in found.points:
-        left_out = point["error_without_this_model"]
-        said = "" if left_out is None else f"{left_out:+.1%}"
-        names = f"{point['name']} | {point['model']} | {point['layout']}"
-        lines.append(f"| {names} | {point['error']:+.1%} | {said} |")
+    head = ["measurement", "model", "layout", "error", "without this model"]
+    lines = [markdown.table(head, map(_error, found.points))]
     blind = [
         abs(one["error_without_this_model"]) for one in found.points if one["error_without_this_model"] is not None
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from grpo_lab.reporter.configurations import Configuration, best, failure_of
 from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import LeftOut, name
-from grpo_lab.store import measures
+from grpo_lab.store import markdown, measures
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import Measure
 
@@ -40,18 +40,15 @@ class Table:
     """Columns that are right-aligned."""
 
     def markdown(self) -> str:
-        rule = ["---:" if place in self.numbers else "---" for place in range(len(self.head))]
-        lines = [self.head, rule, *([_plain(cell) for cell in row] for row in self.rows)]
-        told = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"## {self.title}\n\n" + (f"{self.caption}\n\n" if self.caption else "") + told + "\n"
+        rows = markdown.table(self.head, ([_plain(cell) for cell in row] for row in self.rows), self.numbers)
+        return f"## {self.title}\n\n" + (f"{self.caption}\n\n" if self.caption else "") + rows + "\n"
 
     _repr_markdown_ = markdown
     """How a notebook shows it."""
 
 
 def _plain(cell: Cell) -> str:
-    text = " ".join(cell.text.replace("|", "\\|").split())
-    text = f"**{text}**" if cell.best else text
+    text = f"**{cell.text}**" if cell.best else cell.text
     aside = ", ".join(part for part in (cell.interval, cell.n) if part)
     return f"{text} ({aside})" if aside else text
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -13,6 +11,7 @@ from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.markdown import table
 
 TRAINERS = {"grpo": "GRPO", "rloo": "RLOO", "online_dpo": "online DPO", "async_grpo": "asynchronous GRPO"}
 VERSIONS = ("grpo-lab", "trl", "transformers", "torch", "vllm", "peft", "accelerate", "datasets", "python")
@@ -90,7 +89,7 @@ def _metadata(config: Config) -> Row:
 
 def _results(metrics: Row) -> str:
     rows = [[text, *_cells(metrics[name])] for name, text in MEASURED.items() if metrics.get(name)]
-    return _table(["", "value", "95% interval", "n"], rows)
+    return table(["", "value", "95% interval", "n"], rows)
 
 
 def _cells(measured: Row) -> list[str]:
@@ -101,7 +100,7 @@ def _cells(measured: Row) -> list[str]:
 def _data(config: Config, counted: Row) -> str:
     asked = [[f"`{key}`", f"`{value}`"] for key, value in config.data.items()]
     rows = [[f"rows, {split}", f"{count['rows']} ({count['too_long']} too long)"] for split, count in counted.items()]
-    return _table(["", ""], [*asked, *rows])
+    return table(["", ""], [*asked, *rows])
 
 
 def _rewards(config: Config) -> str:
@@ -110,7 +109,7 @@ def _rewards(config: Config) -> str:
         return [name, f"{settings.get('weight', 1.0):g}", f"`{settings['_target_']}`", f"`{others}`" if others else ""]
 
     rows = [row(name, settings) for name, settings in config.rewards.items()]
-    return _table(["reward", "weight", "function", "parameters"], rows)
+    return table(["reward", "weight", "function", "parameters"], rows)
 
 
 def _made(result: Row, env: Row) -> str:
@@ -128,8 +127,3 @@ def _made(result: Row, env: Row) -> str:
             f"- commit of the harness: {env.get('git_commit') or 'unknown'}",
         ]
     )
-
-
-def _table(columns: list[str], rows: Iterable[list[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
