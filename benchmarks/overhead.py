@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.machine.gpus import describe, read_machine
+from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import stats
+from grpo_lab.store import records, stats
 from grpo_lab.store.folder import Run
 from grpo_lab.store.measures import PHASES
 
@@ -38,7 +39,7 @@ def harness(name: str, overrides: list[str], folder: Path) -> Run:
 def plain(run: Run, out: Path) -> list[float]:
     """Wall seconds of each step of the plain script. It gets the environment that the plan gave the worker."""
     script = Path(__file__).with_name("plain_trl.py")
-    environment = {**os.environ, **store.read_json(run.plan)["trainer"]["env"], "PYTHONPATH": _python_path()}
+    environment = {**os.environ, **records.must_read(run.plan, Plan).trainer[0].env, "PYTHONPATH": _python_path()}
     with out.with_suffix(".log").open("w") as log:
         argv = [sys.executable, str(script), str(run.folder), "--out", str(out)]
         subprocess.run(argv, env=environment, check=True, stdout=log, stderr=subprocess.STDOUT)

@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_lab import data, rewards
+from grpo_lab.planner.train import Plan
+from grpo_lab.store import records
 
 
 class StepTimes(TrainerCallback):
@@ -38,13 +40,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    plan = json.loads((asked.run / "plan.json").read_text())
+    plan = records.must_read(asked.run / "plan.json", Plan)
     config = yaml.safe_load((asked.run / "config.yaml").read_text())
     rows = data.arithmetic("train", **{key: value for key, value in config["data"].items() if key != "_target_"})
-    arguments = {**plan["trl"], "output_dir": str(asked.out.with_suffix(".checkpoints"))}
+    arguments = {**plan.trl, "output_dir": str(asked.out.with_suffix(".checkpoints"))}
     times = StepTimes()
     trainer = GRPOTrainer(
-        model=plan["model_path"],
+        model=plan.model_path,
         args=GRPOConfig(**arguments),
         reward_funcs=[rewards.accuracy, rewards.format],
         train_dataset=rows,

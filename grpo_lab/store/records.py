@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from functools import cache
@@ -116,6 +117,11 @@ def read(path: Path, kind: type[Record]) -> Record | None:
     """What :func:`write` wrote; None where the file does not exist. Raises as :func:`build` does."""
     content = read_json(path)
     return None if content is None else build(kind, content, path)
+
+
+def must_read(path: Path, kind: type[Record]) -> Record:
+    """As :func:`read`, of a file that must exist. Raises FileNotFoundError."""
+    return build(kind, json.loads(path.read_text(encoding="utf-8")), path)
 
 
 def write(path: Path, record: Any) -> None:

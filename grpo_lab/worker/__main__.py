@@ -9,12 +9,14 @@ from pathlib import Path
 STARTED = time.perf_counter()  # before torch: start-up time is what a user waits
 
 if __name__ == "__main__":
-    from grpo_lab.store import folder as store
+    from grpo_lab.planner.train import Plan
+    from grpo_lab.store import records
+    from grpo_lab.store.folder import Run
     from grpo_lab.worker.process import uncollected, without_vllm
 
     folder = Path(sys.argv[1])
     with uncollected():
-        if store.read_json(store.Run(folder).plan)["mode"] == "off":
+        if records.must_read(Run(folder).plan, Plan).mode == "off":
             without_vllm()
         from grpo_lab.worker.train import train
 

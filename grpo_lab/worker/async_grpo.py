@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 
+from grpo_lab.planner.train import Plan
 from grpo_lab.worker.patches import whole
 from grpo_lab.worker.rewards import BadReward
 
@@ -33,12 +34,12 @@ def told(error: RuntimeError) -> RuntimeError:
     return ScoringFailed(message) if kind == BadReward.__name__ else RuntimeError(f"{kind}: {message}")
 
 
-def build(plan: dict[str, Any], given: dict[str, Any]) -> Any:
+def build(plan: Plan, given: dict[str, Any]) -> Any:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental import async_grpo
     from trl.experimental.async_grpo.async_rollout_worker import AsyncRolloutWorker
 
-    trainer = async_grpo.AsyncGRPOTrainer(args=async_grpo.AsyncGRPOConfig(**plan["trl"]), **given)
+    trainer = async_grpo.AsyncGRPOTrainer(args=async_grpo.AsyncGRPOConfig(**plan.trl), **given)
     if isinstance(trainer.rollout_worker, AsyncRolloutWorker):
         trainer.rollout_worker._loop_kwargs["processing_class"] = literal(trainer.processing_class)
     return trainer

@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import data_arguments
-from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Outcome
 from grpo_lab.worker.rewards import text_of
 from grpo_lab.worker.trainers import Trainer, tokens_needed
 
@@ -44,13 +45,13 @@ def load_data(
     training, held_out = function("train", **arguments), None
     evaluated = config.eval.enabled and "solution" in training.column_names
     training, counts = _short_enough("train", training, len(training), tokenizer, limit)
-    said = {"train": counts}
+    rows = {"train": counts}
     if evaluated:
         held_out = function("test", **arguments)
         held_out, counts = _short_enough("test", held_out, config.eval.problems or len(held_out), tokenizer, limit)
-        said["test"] = counts
+        rows["test"] = counts
     if run is not None and os.environ.get("RANK", "0") == "0":
-        store.write_json(run.outcome, {**(store.read_json(run.outcome) or {}), "data": said})
+        records.update(run.outcome, Outcome, data=rows)
     return training, held_out
 
 

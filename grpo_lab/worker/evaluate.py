@@ -6,6 +6,7 @@ own seed, so that one which goes on after a kill gives what an undisturbed one g
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import sys
@@ -22,10 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.rewards import accuracy
-from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Evaluation, Row
+from grpo_lab.store.records import Progress
 
 Answer = Callable[[list[list[int]], int], list[list[int]]]
 """Prompts and a batch's seed -> completions of each prompt, one after the other; tokens, the end token included."""
@@ -46,15 +49,15 @@ SCHEMA = schema(
 
 def answer_all(work: Evaluation) -> None:
     """Raises RequestError where the data cannot be evaluated."""
-    config, plan = configuration.load(work.config), store.read_json(work.plan)
+    config, plan = configuration.load(work.config), records.must_read(work.plan, EvaluationPlan)
     tokenizer = AutoTokenizer.from_pretrained(
-        plan["adapter"] or plan["model_path"],
-        revision=_revision(config, plan["adapter"] or plan["model_path"]),
+        plan.adapter or plan.model_path,
+        revision=_revision(config, plan.adapter or plan.model_path),
         trust_remote_code=config.model.trust_remote_code,
         padding_side="left",
     )
     problems = read_problems(config, plan, tokenizer)
-    batches = [problems[start : start + plan["batch"]] for start in range(0, len(problems), plan["batch"])]
+    batches = [problems[start : start + plan.batch] for start in range(0, len(problems), plan.batch)]
     left = [number for number in range(len(batches)) if not work.part(number).is_file()]
     done = len(problems) - sum(len(batches[number]) for number in left)
     _show(work, "loading", done, len(problems))
@@ -67,14 +70,14 @@ def answer_all(work: Evaluation) -> None:
 
 
 def _show(work: Evaluation, phase: str, done: int, total: int) -> None:
-    store.write_json(work.progress, {"phase": phase, "done": done, "total": total})
+    records.write(work.progress, Progress(phase, done, total))
 
 
 def _revision(config: Config, path: str) -> str | None:
     return config.model.revision if path == config.model.path else None
 
 
-def read_problems(config: Config, plan: Row, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+def read_problems(config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """`number`, `prompt`, `solution`, `tokens` of the held-out problems to answer, those too long left out.
 
     Raises:
@@ -88,19 +91,19 @@ def read_problems(config: Config, plan: Row, tokenizer: PreTrainedTokenizerBase)
     for column in {"prompt", "solution"} - set(rows.column_names):
         raise RequestError(f"data: {target} gives no column '{column}', which an evaluation needs")
     prompts = list(rows["prompt"])
-    tokens = token_ids(tokenizer, prompts, plan["chat_template"]) if prompts else []
+    tokens = token_ids(tokenizer, prompts, plan.chat_template) if prompts else []
     problems = [
         {"number": number, "prompt": prompt, "solution": solution, "tokens": ids}
         for number, (prompt, solution, ids) in enumerate(zip(prompts, rows["solution"], tokens, strict=True))
         if not limit or len(ids) <= limit
-    ][: plan["problems"] or None]
+    ][: plan.problems or None]
     if not problems:
         raise RequestError(f"data: {target} gives no held-out rows" + (f" of {limit} tokens or less" if limit else ""))
-    room = max(len(problem["tokens"]) for problem in problems) + plan["sampling"]["max_tokens"]
-    if plan["context"] and room > plan["context"]:
+    room = max(len(problem["tokens"]) for problem in problems) + plan.sampling["max_tokens"]
+    if plan.context and room > plan.context:
         raise RequestError(
-            f"the longest prompt and grpo.max_completion_length={plan['sampling']['max_tokens']} are {room} tokens, and"
-            f" the limit is {plan['context']}; data.max_prompt_tokens=N drops longer prompts"
+            f"the longest prompt and grpo.max_completion_length={plan.sampling['max_tokens']} are {room} tokens, and"
+            f" the limit is {plan.context}; data.max_prompt_tokens=N drops longer prompts"
         )
     return problems
 
@@ -115,19 +118,19 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[Any], chat_templ
 
 
 def _answer_batch(
-    plan: Row, tokenizer: PreTrainedTokenizerBase, answer: Answer, problems: Sequence[Row]
+    plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, answer: Answer, problems: Sequence[Row]
 ) -> tuple[list[Row], float]:
     """One record a problem and sample, and the seconds of generation."""
     started = time.perf_counter()
-    tokens = answer([problem["tokens"] for problem in problems], seed_of(plan["seed"], problems[0]["number"]))
+    tokens = answer([problem["tokens"] for problem in problems], seed_of(plan.seed, problems[0]["number"]))
     seconds = time.perf_counter() - started
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    asked = [problem for problem in problems for _ in range(plan["samples"])]
+    asked = [problem for problem in problems for _ in range(plan.samples)]
     marks = accuracy(completions=texts, solution=[problem["solution"] for problem in asked])
     records = [
         {
             "problem": problem["number"],
-            "sample": place % plan["samples"],
+            "sample": place % plan.samples,
             "prompt": _text(problem["prompt"]),
             "solution": str(problem["solution"]),
             "completion": text,
@@ -157,42 +160,42 @@ def _save(path: Path, records: list[Row], seconds: float) -> None:
 
 
 def _backend(
-    config: Config, plan: Row, tokenizer: PreTrainedTokenizerBase, work: Evaluation, problems: list[Row]
+    config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, work: Evaluation, problems: list[Row]
 ) -> Answer:
     """The model, loaded."""
-    if plan["backend"] == "transformers":
+    if plan.backend == "transformers":
         return _transformers(plan, tokenizer, _model(config, plan))
-    if plan["adapter"]:
+    if plan.adapter:
         _merge(config, plan, tokenizer, work.merged)
-        plan = {**plan, "model_path": str(work.merged)}
-    room = max(len(problem["tokens"]) for problem in problems) + plan["sampling"]["max_tokens"]
+        plan = dataclasses.replace(plan, model_path=str(work.merged))
+    room = max(len(problem["tokens"]) for problem in problems) + plan.sampling["max_tokens"]
     return _vllm(plan, room)
 
 
-def _model(config: Config, plan: Row) -> PreTrainedModel:
+def _model(config: Config, plan: EvaluationPlan) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
-        plan["model_path"],
-        revision=_revision(config, plan["model_path"]),
-        dtype=plan["dtype"],
+        plan.model_path,
+        revision=_revision(config, plan.model_path),
+        dtype=plan.dtype,
         attn_implementation=config.model.attn,
         trust_remote_code=config.model.trust_remote_code,
-        device_map="auto" if plan["gpus"] and plan["backend"] == "transformers" else "cpu",
+        device_map="auto" if plan.gpus and plan.backend == "transformers" else "cpu",
     )
-    if plan["adapter"]:
+    if plan.adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, plan["adapter"]).merge_and_unload()
+        model = PeftModel.from_pretrained(model, plan.adapter).merge_and_unload()
     return model.eval()
 
 
-def _merge(config: Config, plan: Row, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _merge(config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A model with its adapter in it: vLLM's own adapters leave out what peft can train beside the LoRA matrices."""
     _model(config, plan).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _transformers(plan: Row, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Answer:
-    sampling, ends = plan["sampling"], _end_tokens(tokenizer, model)
+def _transformers(plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Answer:
+    sampling, ends = plan.sampling, _end_tokens(tokenizer, model)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     greedy = sampling["temperature"] == 0
     drawn = {key: sampling[key] for key in ("temperature", "top_p", "top_k", "min_p")}
@@ -201,7 +204,7 @@ def _transformers(plan: Row, tokenizer: PreTrainedTokenizerBase, model: PreTrain
         do_sample=not greedy,
         **({} if greedy else drawn),
         repetition_penalty=sampling["repetition_penalty"],
-        num_return_sequences=plan["samples"],
+        num_return_sequences=plan.samples,
         pad_token_id=padding,
         eos_token_id=ends,
         **sampling["others"],
@@ -235,17 +238,17 @@ def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: place + 1]
 
 
-def _vllm(plan: Row, room: int) -> Answer:
+def _vllm(plan: EvaluationPlan, room: int) -> Answer:
     from vllm import LLM, SamplingParams
 
-    engine = {"max_model_len": room, "seed": plan["seed"], **plan["engine"]}
-    model = LLM(model=plan["model_path"], **engine)
-    sampling = {key: value for key, value in plan["sampling"].items() if key != "others"} | plan["sampling"]["others"]
+    engine = {"max_model_len": room, "seed": plan.seed, **plan.engine}
+    model = LLM(model=plan.model_path, **engine)
+    sampling = {key: value for key, value in plan.sampling.items() if key != "others"} | plan.sampling["others"]
 
     def answer(prompts: list[list[int]], seed: int) -> list[list[int]]:
         # n samples of one request get the seeds from its own on.
         settings = [
-            SamplingParams(n=plan["samples"], seed=seed_of(seed, place), **sampling) for place in range(len(prompts))
+            SamplingParams(n=plan.samples, seed=seed_of(seed, place), **sampling) for place in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = model.generate(asked, settings, use_tqdm=False)

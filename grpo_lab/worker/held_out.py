@@ -15,8 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from grpo_lab.config.schema import EvalConfig
 from grpo_lab.rewards import accuracy
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Progress
 from grpo_lab.worker import async_grpo as asynchronous
 from grpo_lab.worker import trainers as algorithms
 from grpo_lab.worker.recording import Recorder
@@ -89,4 +91,4 @@ class InBetween(TrainerCallback):
 
     def _show(self, phase: str, done: int, total: int) -> None:
         if self.trainer.is_world_process_zero():
-            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total})
+            records.write(self.run.progress, Progress(phase, done, total))

@@ -12,6 +12,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.train import Plan
 from grpo_lab.server import gloo as weight_transfer
 from grpo_lab.server.key import bearer
 
@@ -20,7 +21,7 @@ SEED_STRIDE = 1000
 
 
 @contextmanager
-def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
+def adapted(config: Config, plan: Plan) -> Iterator[None]:
     """In this block a trainer is built with vLLM's own options (colocate), or with the client of a run and the planned
     way of weights (server).
 
@@ -29,11 +30,11 @@ def adapted(config: Config, plan: dict[str, Any]) -> Iterator[None]:
     """
     if config.vllm.mode == "colocate":
         weight_transfer.register()
-        with _replaced("LLM", _engine(config, plan["engine"], vllm_generation.LLM)):
+        with _replaced("LLM", _engine(config, plan.engine, vllm_generation.LLM)):
             yield
     elif config.vllm.mode == "server":
         client = vllm_generation.VLLMClient
-        if plan["weight_transfer"] == "gloo":
+        if plan.weight_transfer == "gloo":
             client = weight_transfer.gloo_client(timeout_s=2 * config.timeouts.sync)  # the watchdog comes first
         with _replaced("VLLMClient", client_of_a_run(client)):
             yield

@@ -19,11 +19,12 @@ from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import DiskFull, is_full
 from grpo_lab.machine.logs import OUT_OF_MEMORY
-from grpo_lab.planner.parts import Batch
+from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import tracker
+from grpo_lab.store import records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Env, Failure, Outcome, Progress
 from grpo_lab.worker import (
     async_grpo as asynchronous,
 )
@@ -79,16 +80,16 @@ def train(folder: Path, *, started: float) -> None:
 def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The last word of a failing process. Of several ranks the first one tells; the others fail because it did."""
     sys.__excepthook__(kind, error, trace)
-    said = store.read_json(run.outcome) or {}
-    if "failure" not in said:
+    outcome = records.read(run.outcome, Outcome) or Outcome()
+    if outcome.failure is None:
         error = _recognized(error, run)
         known, message = _explain(error)
-        if known == "server_died" and store.read_json(run.plan)["mode"] != "server":
+        if known == "server_died" and records.must_read(run.plan, Plan).mode != "server":
             known = "error"
         if known == "disk_full":
             run.ballast.unlink(missing_ok=True)
-        failure = {"class": known, "message": message, "log": str(run.worker_log)}
-        store.write_json(run.outcome, {**said, "failure": failure, "peak_memory_gib": peak_memory_gib()})
+        failure = Failure(known, message, str(run.worker_log))
+        records.update(run.outcome, Outcome, failure=failure, peak_memory_gib=peak_memory_gib())
 
 
 def _recognized(error: BaseException, run: Run) -> BaseException:
@@ -114,18 +115,17 @@ def _explain(error: BaseException) -> tuple[str, str]:
 
 
 def _train(run: Run, started: float) -> None:
-    config, plan = configuration.load(run.config), store.read_json(run.plan)
-    training, held_out = load_data(config, plan["model_path"], run)
+    config, plan = configuration.load(run.config), records.must_read(run.plan, Plan)
+    training, held_out = load_data(config, plan.model_path, run)
     trainer = build_trainer(config, plan, training)
-    batch = Batch(**plan["batch"])
     log = _open_tracker(config, run, trainer)
     clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
     attach(clock, trainer)
     soundness = Soundness(trainer, stop=config.stop_on_nan)
     saving.attach(trainer, run, soundness)
     _train_only_what_is_left(trainer)
-    devices = {"devices": plan["devices"], "generating": plan["generating_devices"]}
-    recorder = Recorder(run, clock, batch, **devices, tracker=log, soundness=soundness)
+    devices = {"devices": plan.devices, "generating": plan.generating_devices}
+    recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness)
     trainer.add_callback(recorder)
     if config.vllm.mode != "off" and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
@@ -143,20 +143,18 @@ def _train(run: Run, started: float) -> None:
         saving.save_after_failure(trainer)
         raise
     except RuntimeError as error:
-        if (said := asynchronous.told(error)) is error:
+        if (cause := asynchronous.told(error)) is error:
             raise
         saving.save_after_failure(trainer)
-        raise said from error
+        raise cause from error
     finally:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)
     if trainer.is_world_process_zero():
-        said = store.read_json(run.outcome) or {}
-        store.write_json(
-            run.outcome, {**said, "finished": finished, "look": log.how_to_look(), "peak_memory_gib": peak_memory_gib()}
-        )
+        ended = {"finished": finished, "look": log.how_to_look(), "peak_memory_gib": peak_memory_gib()}
+        records.update(run.outcome, Outcome, **ended)
 
 
-def build_trainer(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> Trainer:
+def build_trainer(config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
     with vllm.adapted(config, plan):
         trainer = algorithms.build(config, plan, training)
     trainer.reward_func_names = list(config.rewards)  # TRL calls a reward model after its folder
@@ -169,7 +167,7 @@ def _open_tracker(config: Config, run: Run, trainer: Trainer) -> tracker.Tracker
     return tracker.open_tracker(
         settings,
         folder=run.folder,
-        run_id=store.read_json(run.env)["run_id"],
+        run_id=records.must_read(run.env, Env).run_id,
         name=run.folder.name,
         group=config.sweep.name,
         tags=[config.model.name, config.vllm.mode, *config.sweep.overrides],
@@ -185,9 +183,8 @@ def _pairs(overrides: list[str]) -> list[list[str]]:
 
 def _tell(run: Run, doing: str | None) -> None:
     """What the worker is waiting for, beside where it is, for the conductor's watchdog."""
-    told = store.read_json(run.progress)
-    if told:
-        store.write_json(run.progress, {**told, "doing": doing})
+    if (progress := records.read(run.progress, Progress)) is not None:
+        records.write(run.progress, dataclasses.replace(progress, doing=doing))
 
 
 def _train_only_what_is_left(trainer: Trainer) -> None:
@@ -225,8 +222,7 @@ class _Course(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            said = store.read_json(self.run.outcome) or {}
-            store.write_json(self.run.outcome, {**said, "startup_s": time.perf_counter() - self.started})
+            records.update(self.run.outcome, Outcome, startup_s=time.perf_counter() - self.started)
         vllm.seed(self.trainer, self.config)
         if state.global_step == 0:
             self._evaluate("before")
@@ -253,4 +249,4 @@ class _Course(TrainerCallback):
 
     def _progress(self, phase: str, done: int, total: int) -> None:
         if self.trainer.is_world_process_zero():
-            store.write_json(self.run.progress, {"phase": phase, "done": done, "total": total, "doing": None})
+            records.write(self.run.progress, Progress(phase, done, total))

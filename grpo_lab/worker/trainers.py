@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.data_utils import maybe_apply_chat_template
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.train import Plan
 from grpo_lab.worker import async_grpo as asynchronous
 from grpo_lab.worker import rewards as rewarding
 
@@ -46,9 +47,9 @@ def phases(trainer: Trainer) -> dict[str, str]:
     return SCORED if type(trainer) in _COMPLETIONS_AT else PAIRED
 
 
-def build(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> Trainer:
+def build(config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
     given: dict[str, Any] = {
-        "model": plan["model_path"],
+        "model": plan.model_path,
         "reward_funcs": rewarding.build(config.rewards, weighted=config.algorithm.kind == "async_grpo"),
         "train_dataset": training,
         "peft_config": _adapter(config),
@@ -58,17 +59,17 @@ def build(config: Config, plan: dict[str, Any], training: datasets.Dataset) -> T
     if config.algorithm.kind == "async_grpo":
         return asynchronous.build(plan, given)
     trainer, arguments = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[config.algorithm.kind]
-    return trainer(args=arguments(**plan["trl"]), quantization_config=_quantization(config), **given)
+    return trainer(args=arguments(**plan.trl), quantization_config=_quantization(config), **given)
 
 
-def _online_dpo(config: Config, plan: dict[str, Any], given: dict[str, Any]) -> Trainer:
+def _online_dpo(config: Config, plan: Plan, given: dict[str, Any]) -> Trainer:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        plan["model_path"], revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+        plan.model_path, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     )
-    return OnlineDPOTrainer(args=OnlineDPOConfig(**plan["trl"]), processing_class=tokenizer, **given)
+    return OnlineDPOTrainer(args=OnlineDPOConfig(**plan.trl), processing_class=tokenizer, **given)
 
 
 def _adapter(config: Config) -> Any:

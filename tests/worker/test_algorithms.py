@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,8 @@ def trained(folder: Path, *overrides: str) -> tuple[Any, Any, Any]:
     few = ["grpo.max_steps=2", "grpo.num_iterations=2", "grpo.learning_rate=1e-3", "data.train_size=64"]
     batch = ["grpo.generation_batch_size=16", "grpo.per_device_train_batch_size=8", "eval.enabled=false"]
     config = asked(*few, *batch, *overrides)
-    plan = asdict(make_plan(config, ON_CPU, folder=folder, ports=PORTS))
-    training, _ = load_data(config, plan["model_path"])
+    plan = make_plan(config, ON_CPU, folder=folder, ports=PORTS)
+    training, _ = load_data(config, plan.model_path)
     trainer = build_trainer(config, plan, training)
 
     def weights() -> Any:

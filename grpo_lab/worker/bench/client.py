@@ -161,8 +161,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Raises ServerFailed or BenchFailed for an answer that is none."""
     body = await response.read()
     if response.status != 200:
-        said = f"the server answered {response.status} to {response.url.path}: {body[:500].decode(errors='replace')}"
-        raise (ServerFailed if response.status >= 500 else BenchFailed)(said)
+        message = f"the server answered {response.status} to {response.url.path}: {body[:500].decode(errors='replace')}"
+        raise (ServerFailed if response.status >= 500 else BenchFailed)(message)
     return body
 
 

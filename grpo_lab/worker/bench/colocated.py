@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from trl.trainer.utils import ensure_master_addr_port
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.loads import Load, Request
 from grpo_lab.server.counters import Counts, counts_of
-from grpo_lab.store.folder import Row
 from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 from grpo_lab.worker.bench.client import NEUTRAL
 from grpo_lab.worker.patches import SEED_STRIDE
@@ -34,19 +34,19 @@ class Share:
 class Engines:
     """Generator (grpo_lab.store.rounds) whose `measure` every process calls together."""
 
-    def __init__(self, config: Config, plan: Row) -> None:
+    def __init__(self, config: Config, plan: BenchPlan) -> None:
         from vllm import LLM
 
-        self.state = PartialState(cpu=not plan["trainer_gpus"])
+        self.state = PartialState(cpu=not plan.trainer_gpus)
         self.tells = self.state.is_main_process
-        self.tp, self.dp = plan["tp"], plan["dp"]
+        self.tp, self.dp = plan.tp, plan.dp
         self.number = self.state.process_index // self.tp
         # vLLM reads its place among the processes from the environment, as TRL leaves it there.
         os.environ |= {"RANK": str(self.state.process_index), "WORLD_SIZE": str(self.state.num_processes)}
         os.environ |= {"LOCAL_RANK": str(self.state.local_process_index)}
         ensure_master_addr_port()
         seed = config.seed * SEED_STRIDE + self.number
-        self.llm = LLM(model=plan["model_path"], seed=seed, **plan["engine"])
+        self.llm = LLM(model=plan.model_path, seed=seed, **plan.engine)
         self.engine = self.llm.llm_engine
         rooms = gather_object([self._counts().kv_cache_tokens])
         self.kv_cache_tokens = sum(rooms[:: self.tp]) or None

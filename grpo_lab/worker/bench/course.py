@@ -17,10 +17,11 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.logs import OUT_OF_MEMORY
 from grpo_lab.machine.power import metered
+from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.loads import Load, draw, loads_of
-from grpo_lab.store import folder as store
-from grpo_lab.store import tracker
-from grpo_lab.store.folder import Row, Run
+from grpo_lab.store import records, tracker
+from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Env, Failure, Outcome, Progress
 from grpo_lab.store.rounds import BenchFailed, Generator, check_engines, row_of
 
 
@@ -28,12 +29,12 @@ def bench(folder: Path, *, started: float) -> None:
     """Measure to the end. An exception leaves its class in outcome.json on the way out, its traceback in the log."""
     run = Run(folder)
     sys.excepthook = functools.partial(_report, run)
-    config, plan = configuration.load(run.config), store.read_json(run.plan)
-    vocabulary = ordinary_tokens(config, plan["model_path"])
+    config, plan = configuration.load(run.config), records.must_read(run.plan, BenchPlan)
+    vocabulary = ordinary_tokens(config, plan.model_path)
     generator = _generator(config, plan)
     if generator.tells:
-        startup = {} if plan["mode"] == "server" else {"startup_s": time.perf_counter() - started}
-        store.write_json(run.outcome, {**startup, "kv_cache_tokens": generator.kv_cache_tokens})
+        startup_s = None if plan.mode == "server" else time.perf_counter() - started
+        records.write(run.outcome, Outcome(startup_s=startup_s, kv_cache_tokens=generator.kv_cache_tokens))
     log = _open_tracker(config, run, tells=generator.tells)
     finished = False
     try:
@@ -42,16 +43,16 @@ def bench(folder: Path, *, started: float) -> None:
     finally:
         log.finish({}, exit_code=0 if finished else 1)
     if generator.tells:
-        store.write_json(run.outcome, {**store.read_json(run.outcome), "finished": True, "look": log.how_to_look()})
+        records.update(run.outcome, Outcome, finished=True, look=log.how_to_look())
 
 
 def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The last word of a failing process; of several the first one tells."""
     sys.__excepthook__(kind, error, trace)
-    said = store.read_json(run.outcome) or {}
-    if "failure" not in said:
-        failure = {"class": _class_of(error), "message": str(error) or kind.__name__, "log": str(run.worker_log)}
-        store.write_json(run.outcome, {**said, "failure": failure})
+    outcome = records.read(run.outcome, Outcome) or Outcome()
+    if outcome.failure is None:
+        failure = Failure(_class_of(error), str(error) or kind.__name__, str(run.worker_log))
+        records.update(run.outcome, Outcome, failure=failure)
 
 
 def _class_of(error: BaseException) -> str:
@@ -71,13 +72,13 @@ def ordinary_tokens(config: Config, model_path: str) -> list[int]:
     return sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
 
 
-def _generator(config: Config, plan: Row) -> Generator:
+def _generator(config: Config, plan: BenchPlan) -> Generator:
     """Imported here: each needs packages that the others do not."""
-    if plan["mode"] == "server":
+    if plan.mode == "server":
         from grpo_lab.worker.bench.client import Client
 
-        return Client(plan["url"])
-    if plan["mode"] == "colocate":
+        return Client(plan.url)
+    if plan.mode == "colocate":
         from grpo_lab.worker.bench.colocated import Engines
 
         return Engines(config, plan)
@@ -87,7 +88,7 @@ def _generator(config: Config, plan: Row) -> Generator:
 
 
 def _rounds(
-    run: Run, config: Config, plan: Row, vocabulary: list[int], generator: Generator, log: tracker.Tracker
+    run: Run, config: Config, plan: BenchPlan, vocabulary: list[int], generator: Generator, log: tracker.Tracker
 ) -> None:
     loads, bench = loads_of(config.bench), config.bench
     turns = [(number, load, turn) for number, load in enumerate(loads) for turn in range(bench.warmup + bench.repeats)]
@@ -95,17 +96,17 @@ def _rounds(
         if generator.tells:
             _show(run, load, turn, bench.warmup + bench.repeats)
         requests = draw(load, vocabulary, seed=config.seed, number=number, turn=turn)
-        with metered([*plan["trainer_gpus"], *plan["server_gpus"]] if generator.tells else []) as meter:
+        with metered([*plan.trainer_gpus, *plan.server_gpus] if generator.tells else []) as meter:
             measured = generator.measure(requests, load)
         if generator.tells:
-            check_engines(measured.engines, plan["dp"], measured.tokens)
-            row = {"step": step, **row_of(load, turn, bench.warmup, measured, meter, plan["generating_devices"])}
+            check_engines(measured.engines, plan.dp, measured.tokens)
+            row = {"step": step, **row_of(load, turn, bench.warmup, measured, meter, plan.generating_devices)}
             run.append_metrics(row)
             log.log({key: value for key, value in row.items() if not isinstance(value, dict)}, step=step)
 
 
 def _show(run: Run, load: Load, turn: int, of: int) -> None:
-    store.write_json(run.progress, {"phase": f"load {load.name}, round {turn + 1} of {of}", "done": 0, "total": 0})
+    records.write(run.progress, Progress(f"load {load.name}, round {turn + 1} of {of}"))
 
 
 def _open_tracker(config: Config, run: Run, *, tells: bool) -> tracker.Tracker:
@@ -114,7 +115,7 @@ def _open_tracker(config: Config, run: Run, *, tells: bool) -> tracker.Tracker:
     return tracker.open_tracker(
         settings,
         folder=run.folder,
-        run_id=store.read_json(run.env)["run_id"],
+        run_id=records.must_read(run.env, Env).run_id,
         name=run.folder.name,
         group=config.sweep.name,
         tags=["bench", config.model.name, config.vllm.mode, *config.sweep.overrides],

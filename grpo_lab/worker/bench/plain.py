@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.loads import Load, Request
-from grpo_lab.store.folder import Row
 from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 
 PADDING = 0
@@ -32,17 +32,17 @@ class Transformers:
 
     tells, kv_cache_tokens = True, None
 
-    def __init__(self, config: Config, plan: Row) -> None:
+    def __init__(self, config: Config, plan: BenchPlan) -> None:
         model = config.model
         options = {"attn_implementation": model.attn} if model.attn else {}
         self.model = AutoModelForCausalLM.from_pretrained(
-            plan["model_path"],
-            dtype=plan["dtype"],
-            revision=model.revision if plan["model_path"] == model.path else None,
+            plan.model_path,
+            dtype=plan.dtype,
+            revision=model.revision if plan.model_path == model.path else None,
             trust_remote_code=model.trust_remote_code,
             **options,
         )
-        self.model.to("cuda" if plan["trainer_gpus"] else "cpu").eval()
+        self.model.to("cuda" if plan.trainer_gpus else "cpu").eval()
         self.model.generation_config = GenerationConfig()  # generate() would take end tokens and the like from it
         self.seed = config.seed
 
