@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from omegaconf import OmegaConf
 
 from grpo_lab.config import model as policy
 from grpo_lab.config.schema import CONF, ModelConfig
+from grpo_lab.store import measures
 from grpo_lab.store.markdown import table
+from grpo_lab.store.measures import Measure
 
 DOCS = CONF.parent / "docs"
 MADE = "<!-- Made by python -m tools.make_docs from conf/; change the YAML, not this page. -->"
@@ -49,7 +52,48 @@ def pages() -> dict[str, str]:
             "`distributed=NAME`: how the processes of the trainer share the model.",
             _settings("distributed"),
         ),
+        "results.md": results(),
     }
+
+
+def results() -> str:
+    """The fields of result.json: those of the record, and the metrics of each kind of run."""
+    records, parts = "grpo_lab.store.records", []
+    for title, record in (("Fields", "Result"), ("`failure`", "Failure")):
+        rows = [[f"`{name}`", text] for name, text in field_docs(f"{records}.{record}").items()]
+        parts += [f"## {title}", table(["field", "meaning"], rows)]
+    for kind, title in (("train", "`metrics` of a training run"), ("bench", "`metrics` of each load of a bench")):
+        head = ["field", "column of table.csv", "unit", "holds", "meaning", "better", "objective"]
+        parts += [f"## {title}", table(head, map(_metric_row, measures.MEASURES[kind]))]
+    text = (
+        "`result.json` is written last: its presence means that the run has ended. `median` and `value` stand with"
+        " `ci95`, the 95% interval, and `n`, what it was measured on. Medians are over the steps or rounds after the"
+        " warm-up; the parts `time_s.*` of a step add up to it. A metric that was not measured"
+        " is null. An objective is what `objective=` can name for a sweeper."
+    )
+    made = MADE.replace("conf/; change the YAML", "grpo_lab/store/measures.py and records.py; change them")
+    return "\n\n".join(["# Results", made, text, *parts]) + "\n"
+
+
+def field_docs(target: str) -> dict[str, str]:
+    """Field of a dataclass -> the docstring under it, on one line; names as in its file."""
+    record = _definition(target)
+    assert record is not None
+    return {
+        field.target.id.rstrip("_"): " ".join(text.value.value.split())
+        for field, text in pairwise(record.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def _metric_row(measure: Measure) -> list[str]:
+    """A measure that is one over another has a column only."""
+    field, column = f"`{'.'.join(measure.keys)}`", f"`{measure.name}`" if measure.csv else ""
+    rest = [measure.better or "", "yes" if measure.objective else ""]
+    if measure.inverse_of:
+        return ["", column, measure.unit, "", f"one over `{measure.inverse_of}`", *rest]
+    return [field, column, measure.unit, measure.form.text, measure.meaning, *rest]
 
 
 def _settings(group: str) -> str:

@@ -42,7 +42,7 @@ KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Failure(RuntimeError):
-    """Why a run failed, with its class (the README's table of result.json)."""
+    """Why a run failed, with its class (docs/results.md)."""
 
     def __init__(self, failure_class: str, message: str, log: Path | None = None) -> None:
         super().__init__(message)

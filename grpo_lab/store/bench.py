@@ -13,7 +13,7 @@ from grpo_lab.store.folder import Row, Run
 
 
 def build(run: Run, config: Config, plan: BenchPlan, *, status: str, failure: Row | None, server: Row) -> Row:
-    """The content of result.json (docs/bench.md has the fields). `server`: its `startup_s`, empty without one."""
+    """The content of result.json (docs/results.md has the fields). `server`: its `startup_s`, empty without one."""
     rows, said = run.rows(), store.read_json(run.outcome) or {}
     whole = {
         "kv_cache_tokens": said.get("kv_cache_tokens"),

@@ -15,12 +15,12 @@ from grpo_lab.store.folder import Row
 from grpo_lab.store.forms import Form
 
 PHASES = {
-    "generate": "making the completions; with `async_grpo` the trainer's wait for them",
-    "sync": "passing the weights to vLLM",
-    "reward": "the reward functions",
-    "logprobs": "log-probabilities of the completions before the update, by the policy and by the reference",
-    "train": "loss, backward pass and optimizer",
-    "other": "the rest of the step",
+    "generate": "completions are made; with `async_grpo` the trainer waits for them",
+    "sync": "weights go to vLLM",
+    "reward": "the reward functions run",
+    "logprobs": "log-probabilities of the completions before the update",
+    "train": "loss, backward pass, optimizer",
+    "other": "the rest",
 }
 """Parts of a step, which add up to it -> what rank 0 does in them."""
 
@@ -78,7 +78,7 @@ class Measure:
 
 
 # fmt: off
-_TOKENS = "completion tokens over the time of generation"
+_TOKENS = "completion tokens over the time of generation (of a bench: of a round)"
 _PER_GPU = Measure("generated_tokens_per_s_per_gpu", "generated per GPU", "tokens/s", "higher",
                    f"{_TOKENS} and over the GPUs that generate", objective=True)
 _GENERATED = Measure("generated_tokens_per_s", "generated", "tokens/s", "higher", _TOKENS, objective=True)
@@ -110,13 +110,13 @@ _TRAIN = (
     Measure("logp_difference", "log-probability difference", "nats", None, "mean absolute difference between vLLM's and"
             " the trainer's log-probability of a token", column="sampling/sampling_logp_difference/mean", warmup=True,
             shown=False),
-    *(Measure(f"{phase}_s", phase, "s", None, f"part of the step: {meaning}", f"time_s.{phase}", shown=False)
+    *(Measure(f"{phase}_s", phase, "s", None, f"of a step, seen by rank 0: {meaning}", f"time_s.{phase}", shown=False)
       for phase, meaning in PHASES.items()),
     Measure("peak_memory_gib_trainer", "peak memory, trainer", "GiB", None, "most that rank 0 reserved on its GPU, or"
             " held without one", "peak_memory_gib.trainer", form=forms.NUMBER),
     Measure("peak_memory_gib_server", "peak memory, server", "GiB", None, "in use on its fullest GPU at the end",
             "peak_memory_gib.server", form=forms.NUMBER),
-    Measure("startup_s_trainer", "start-up, trainer", "s", None, "from the start of its process to the first step",
+    Measure("startup_s_trainer", "start-up, trainer", "s", None, "from the start of its process until it can train",
             "startup_s.trainer", form=forms.NUMBER),
     Measure("startup_s_server", "start-up, server", "s", None, "until it answered", "startup_s.server",
             form=forms.NUMBER),

@@ -27,9 +27,12 @@ class Failure:
     """Why a run did not finish."""
 
     class_: str
-    """`class` in the file: one of the README's table."""
+    """One of `infeasible`, `oom`, `server_died`, `server_timeout`, `worker_crash`, `killed`, `timeout`,
+    `nan`, `disk_full`, `bad_data`, `bad_reward`, `bad_model` or `error`."""
     message: str
+    """What happened, and the way out where there is one."""
     log: str | None = None
+    """Log file that says more."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,39 @@ class Result:
     """How a run of `kind` train or bench ended (result.json)."""
 
     kind: str = "train"
+    """`train` or `bench`."""
     status: str
-    """`finished`, `failed` or `infeasible`."""
+    """`finished`, `failed`, or in a sweep `infeasible`."""
     failure: Failure | None = None
+    """Null for a finished run."""
     model: str = ""
+    """`model.name` of the config."""
     algorithm: str | None = field(default=None, metadata=LEFT_OUT)
+    """The trainer, `algorithm.kind`; not in a bench's."""
     vllm_mode: str = "off"
+    """`off`, `colocate` or `server`."""
     tp: int = 1
+    """GPUs that share the weights of one engine."""
     dp: int = 1
+    """Engines."""
     gpus: int = 0
+    """All GPUs of the run; 0 on a machine without."""
     seed: int = 0
+    """`seed` of the config."""
     steps: int = 0
+    """Recorded steps; rounds of a bench."""
     warmup_steps: int = 0
+    """First steps (of a bench: rounds of each load) that every timing leaves out."""
     data: Mapping[str, Mapping[str, int]] | None = field(default=None, metadata=LEFT_OUT)
-    """As in :class:`Outcome`."""
+    """`train` and `test`, each with its `rows`, and `too_long`: rows that `data.max_prompt_tokens` dropped."""
     warnings: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
+    """[Signs](faults.md#numbers) that it learned nothing or computed no numbers: `steps` that show one, `of` how many,
+    `count`, `message`."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    """See below; of a bench those of the first load."""
     loads: tuple[Mapping[str, Any], ...] | None = field(default=None, metadata=LEFT_OUT)
-    """`name`, `load`, `metrics` of each load of a bench."""
+    """Of a bench: of each load `name`, `load` (what was asked: `prompts`, `num_generations`, `prompt_len`,
+    `completion_len`, `concurrency`) and `metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ FORWARD_BACKWARD, FORWARD = 6, 2
 
 
 def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | None, server: Row) -> Row:
-    """The content of result.json (see the README for the fields and their units).
+    """The content of result.json (docs/results.md has the fields).
 
     `server` is what the conductor saw of the vLLM server: `startup_s`, `peak_memory_gib`; empty without one.
     """
