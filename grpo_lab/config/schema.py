@@ -66,6 +66,8 @@ class VllmConfig:
     """Steps between two comparisons of vLLM's log-probabilities with the trainer's; 0 switches them off."""
     max_logp_difference: float = 0.1
     """Mean absolute difference (nats a token) above which vLLM's weights are taken for stale or wrong."""
+    fast_output: bool = True
+    """Colocated: generate token ids without texts, which TRL does not read. It changes no result."""
     engine: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
 

@@ -195,7 +195,7 @@ def test_nothing_is_unpickled_evaluated_or_loaded_as_code_but_where_it_is_known_
     allowed = {
         ("sweep/job.py", "loads"),  # the launcher's own file, seen to be this user's and closed to others
         ("rewards/cell.py", "exec"),  # the policy's program, confined
-        ("report/folder.py", "load"),  # PyYAML's safe loader
+        ("reporter/folder.py", "load"),  # PyYAML's safe loader
     }
     dangerous = {"eval", "exec", "loads", "load", "unsafe_load", "full_load"}
     found = set()
