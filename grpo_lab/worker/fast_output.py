@@ -25,7 +25,7 @@ def is_safe(sampling: SamplingParams) -> bool:
 
 
 def install(engine: Any, trl_generation: Any) -> None:
-    """Make `engine.generate` (a `vllm.LLM`'s) skip texts where that is safe, and TRL's module read what it then gives."""
+    """Make the `generate` of a `vllm.LLM` skip texts where that is safe, and TRL's module read what it then gives."""
     generate, extract = engine.generate, trl_generation.extract_logprobs
 
     def ids_only(prompts: Any, sampling_params: SamplingParams, **options: Any) -> Any:
