@@ -1,7 +1,7 @@
 """vLLM's output path without texts, for a colocated engine.
 
-TRL 1.16 decodes the token ids itself and reads neither the text nor the token strings that vLLM makes of every token and
-every log-probability, in the trainer's Python thread: half of the time of generation where completions are many.
+TRL 1.16 decodes the token ids itself and reads neither the text nor the token strings that vLLM makes of every token
+and every log-probability, in the trainer's Python thread: half of the time of generation where completions are many.
 Token ids and log-probabilities are the same with and without it.
 """
 
