@@ -313,6 +313,8 @@ NOT_IDENTITY = (
 """Keys that change no result."""
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""
+_SPEED_ONLY = (("vllm", "fast_output"),)
+"""Keys of groups that change how long a run takes and nothing else."""
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
 
 
@@ -367,6 +369,8 @@ def identity(config: Config) -> str:
     """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
     bench what only training uses."""
     everything = redact(asdict(config))
+    for room, key in _SPEED_ONLY:
+        del everything[room][key]
     keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
     asked = {key: everything[key] for key in keys}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
