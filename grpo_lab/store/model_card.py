@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from omegaconf import OmegaConf
+from typing import TYPE_CHECKING
 
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.store import folder as store
+from grpo_lab.store import measures
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.markdown import table
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
 TRAINERS = {"grpo": "GRPO", "rloo": "RLOO", "online_dpo": "online DPO", "async_grpo": "asynchronous GRPO"}
 VERSIONS = ("grpo-lab", "trl", "transformers", "torch", "vllm", "peft", "accelerate", "datasets", "python")
-MEASURED = {
-    "accuracy_before": "held-out pass@1 before training",
-    "accuracy_after": "held-out pass@1 after training",
-    "accuracy_gain": "gain, paired over the same problems",
-    "reward_last": "mean reward of the last tenth of the steps",
-    "step_time_s": "seconds a step, median",
-    "tokens_per_s_per_gpu": "completion tokens a second and GPU (without one: process), median",
-}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 CITATION = """\
@@ -40,14 +35,14 @@ CITATION = """\
 def card(run: Run) -> str:
     """The README.md of a finished run's policy, as the Hub reads it."""
     config, result, env = configuration.load(run.config), store.read_json(run.result), store.read_json(run.env)
-    trainer = TRAINERS[config.algorithm.kind]
+    trainer = TRAINERS.get(config.algorithm.kind, config.algorithm.kind)
     about = (
         f"[{config.model.name}]({_link(config)}) trained" if _base(config) else f"{config.model.name} trained"
     ) + f" for {result['steps']} steps with {trainer} by [TRL](https://github.com/huggingface/trl), seed {config.seed}."
     return (
         "\n\n".join(
             [
-                f"---\n{OmegaConf.to_yaml(_metadata(config))}---",
+                f"---\n{_metadata(run.folder.name, config, result['metrics']).to_yaml()}\n---",
                 f"# {run.folder.name}",
                 about,
                 "## Results\n\n" + _results(result["metrics"]),
@@ -77,22 +72,53 @@ def _link(config: Config) -> str:
     return f"https://huggingface.co/{_base(config)}"
 
 
-def _metadata(config: Config) -> Row:
-    base = _base(config)
-    return {
-        "library_name": "transformers" if config.peft.kind == "none" else "peft",
-        "pipeline_tag": "text-generation",
-        **({"base_model": base} if base else {}),
-        "tags": [config.algorithm.kind.replace("_", "-"), "trl", "reinforcement-learning", "grpo-lab"],
-    }
+def _metadata(name: str, config: Config, metrics: Row) -> ModelCardData:
+    """What the Hub reads of a card: the base model, and the held-out pass@1 that it shows beside the model."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(
+        base_model=_base(config),
+        eval_results=_evaluated(config, metrics),
+        library_name="transformers" if config.peft.kind == "none" else "peft",
+        model_name=name,
+        pipeline_tag="text-generation",
+        tags=[config.algorithm.kind.replace("_", "-"), "trl", "reinforcement-learning", "grpo-lab"],
+    )
+
+
+def _evaluated(config: Config, metrics: Row) -> list[EvalResult] | None:
+    """The accuracy after training on the held-out data; None where it was not measured."""
+    from huggingface_hub import EvalResult
+
+    measure = measures.named("train", "accuracy_after")
+    measured = measure.field(metrics)
+    if measured is None:
+        return None
+    name = str(config.data["_target_"]).rpartition(".")[2]
+    hub = config.data.get("hub_id") if config.data.get("path") is None else None
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type=hub or name,
+        dataset_name=name,
+        dataset_config=config.data.get("hub_config") if hub else None,
+        dataset_split=config.data.get("test"),
+        dataset_revision=config.data.get("revision") if hub else None,
+        metric_type="pass@1",
+        metric_value=measured["value"],
+        metric_name=measure.card,
+    )
+    return [result]
 
 
 def _results(metrics: Row) -> str:
-    rows = [[text, *_cells(metrics[name])] for name, text in MEASURED.items() if metrics.get(name)]
+    measured = [(measure.card, measure.field(metrics)) for measure in measures.MEASURES["train"] if measure.card]
+    rows = [[text, *_cells(value)] for text, value in measured if value is not None]
     return table(["", "value", "95% interval", "n"], rows)
 
 
-def _cells(measured: Row) -> list[str]:
+def _cells(measured: Row | float) -> list[str]:
+    if not isinstance(measured, dict):
+        return [f"{measured:.4g}", "", ""]
     value, interval = measured.get("value", measured.get("median")), measured.get("ci95")
     return [f"{value:.4g}", "{:.4g} to {:.4g}".format(*interval) if interval else "", str(measured["n"])]
 
