@@ -62,7 +62,7 @@ def conduct(config: Config, console: Console, turn: AbstractContextManager[objec
     `turn`: entered when the server is ready, left after the last load, for who has several on the same GPUs.
     """
     results.check_objective(config.objective)
-    machine = read_machine()
+    machine = read_machine(config.gpus)
     folder = Path(config.runs_dir) / (config.name or default_name(config))
     with lease(len(dataclasses.fields(Ports))) as free:
         plan = make_plan(config, machine, folder=folder, ports=Ports(*free))
@@ -106,7 +106,7 @@ def execute(run: Run, config: Config, plan: BenchPlan, console: Console, turn: A
     if stop.asked and not ended_by_itself(run):
         console.print("stopped; the same command measures again", highlight=False)
         raise RunFailed("stopped", exit_code=128 + stop.number)
-    if failed and failed["class"] == "oom" and (said := advice_bench(config, plan, read_machine())):
+    if failed and failed["class"] == "oom" and (said := advice_bench(config, plan, read_machine(config.gpus))):
         failed["message"] += f"\n{said}"
     result = outcome.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
     store.write_json(run.result, result)

@@ -67,9 +67,9 @@ class Stopped(KeyboardInterrupt):
 
 def evaluate(folders: Sequence[Path], overrides: Sequence[str], console: Console) -> None:
     """Evaluate each folder and compare the later ones with the first. Raises RequestError before anything starts."""
-    machine = read_machine()
     wanted: Sequence[Path | None] = folders or [None]
     requests = [read_request(folder, overrides) for folder in wanted]
+    machine = read_machine("auto" if any(request.config.gpus != 0 for request in requests) else 0)
     plans = [make_plan(request, machine) for request in requests]
     for request in requests:
         check_targets(dataclasses.replace(request.config, rewards={}))

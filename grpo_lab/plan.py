@@ -17,7 +17,7 @@ from grpo_lab.config import schema as configuration
 from grpo_lab.config.cli import exit_codes, run_app
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import CONF, Config
-from grpo_lab.machine.cards import cluster
+from grpo_lab.machine.clusters import cluster
 from grpo_lab.machine.gpus import read_machine
 from grpo_lab.predictor import calibration, table
 from grpo_lab.predictor.candidates import judged
@@ -39,7 +39,9 @@ def answer(config: Config) -> str:
     if asked.format not in FORMATS:
         raise RequestError(f"plan.format={asked.format}: {nearest(asked.format, FORMATS)}")
     known = calibration.load(Path(asked.calibration) if asked.calibration else None)
-    hardware = cluster(config.hardware, read_machine(), nodes=config.nodes)
+    hardware = cluster(
+        config.hardware, read_machine(config.gpus if config.hardware == "auto" else 0), nodes=config.nodes
+    )
     found = judged(config, hardware, known)
     if asked.format == "json":
         return table.as_json(found, hardware)

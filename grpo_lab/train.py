@@ -62,7 +62,7 @@ def conduct(config: Config, console: Console) -> float | None:
     def note(text: str) -> None:
         console.print(f"  {'note':<10}{text}", highlight=False, markup=False, soft_wrap=True)
 
-    machine = dataclasses.replace(read_machine(), hosts=read_hosts(config))
+    machine = dataclasses.replace(read_machine(config.gpus), hosts=read_hosts(config))
     config = settled(config, machine, say=note, trial=None if config.dry_run else lambda one: attempt(one, console))
     folder = Path(config.runs_dir) / (config.name or default_name(config))
     with lease(len(dataclasses.fields(Ports))) as free:

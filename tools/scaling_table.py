@@ -6,7 +6,8 @@ from hydra import compose, initialize_config_dir
 
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import CONF
-from grpo_lab.machine.cards import Cluster, presets
+from grpo_lab.machine.cards import presets
+from grpo_lab.machine.clusters import Cluster
 from grpo_lab.predictor import calibration
 from grpo_lab.predictor.candidates import Judged, judged
 from grpo_lab.store import markdown

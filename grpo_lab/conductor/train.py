@@ -95,7 +95,7 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
             stop.hard = True
     if stop.asked and not ended_by_itself(run):
         raise interrupted(run, stop, console)
-    if failed and failed["class"] == "oom" and (said := advice(config, plan, read_machine())):
+    if failed and failed["class"] == "oom" and (said := advice(config, plan, read_machine(config.gpus))):
         failed["message"] += f"\n{said}"
     result = sum_up(run, config, plan, failed, seen)
     terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))

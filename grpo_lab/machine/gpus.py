@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpo_lab.config import upstream
 from grpo_lab.config.errors import RequestError
+from grpo_lab.machine import cards, driver, visible
 from grpo_lab.machine.nodes import Host
 
 PACKAGES = (
@@ -30,21 +29,19 @@ PACKAGES = (
     "grpo-lab",
 )
 
-PEAK_BF16_FLOPS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bf16 operations a second of one card, from NVIDIA's data sheets (SXM where there are several)."""
-
 
 @dataclass(frozen=True)
 class Gpu:
     id: str
-    """As CUDA_VISIBLE_DEVICES takes it."""
+    """As CUDA_VISIBLE_DEVICES takes it: an index in the order of the PCI bus, or the UUID where one was named."""
     name: str
     memory_gib: float
+    uuid: str = ""
 
     @property
     def peak_flops(self) -> float | None:
         """Dense bf16 FLOP/s, None for a card that is not in the table."""
-        return next((peak for name, peak in PEAK_BF16_FLOPS.items() if name in self.name.split()), None)
+        return cards.peak_flops(self.name, self.memory_gib)
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,49 @@ class Machine:
     """Distribution -> version, only what is installed. vLLM's CPU build shows as `vllm` with `+cpu`."""
     hosts: tuple[Host, ...] = ()
     """Of a run over several machines: all of them, each like this one. None: not known yet, or only this one."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the machine was read."""
 
     @property
     def vllm_on_cpu(self) -> bool:
         return self.versions.get("vllm", "").endswith("+cpu")
 
 
-def read_machine() -> Machine:
+def read_machine(asked: object = "auto") -> Machine:
+    """`asked`: the request's `gpus`; for 0 the driver is not asked.
+
+    Raises:
+        RequestError: if the driver does not answer, or one of the GPUs cannot be used.
+    """
+    gpus, note = ((), "") if asked == 0 else _gpus(os.environ.get(visible.VISIBLE))
     return Machine(
-        gpus=_visible(_nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        gpus=gpus,
         cores=len(os.sched_getaffinity(0)),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         versions={name: found for name in PACKAGES if (found := upstream.version(name)) is not None},
+        notes=(note,) if note else (),
     )
+
+
+def _gpus(named: str | None) -> tuple[tuple[Gpu, ...], str]:
+    if named is not None and visible.hides_all(named):
+        return (), ""
+    named_devices, note = visible.chosen(driver.ask(), named, os.environ.get(visible.ORDER))
+    return tuple(
+        Gpu(id, device.name, round(device.total / 2**30, 1), device.uuid) for id, device in named_devices
+    ), note
+
+
+def gpu_memory_gib(ids: Sequence[str]) -> float | None:
+    """Memory in use on the fullest of these GPUs, by all processes on it; None where there is none, or no answer."""
+    try:
+        devices = driver.ask() if ids else ()
+    except RequestError:  # a run has ended by then, and is none the worse for it
+        return None
+    used = [
+        part.used for card in devices for part in (card, *card.slices) if part.uuid in ids or str(card.index) in ids
+    ]
+    return round(max(used) / 2**30, 2) if used else None
 
 
 def describe(machine: Machine) -> dict[str, object]:
@@ -97,37 +124,6 @@ def host_ms() -> float:
             json.loads(json.dumps(entry))
         times.append(time.perf_counter() - start)
     return min(times) * 1e3
-
-
-def gpu_memory_gib(ids: Sequence[str]) -> float | None:
-    """Memory in use on the fullest of these GPUs, by all processes on it; None where there is none."""
-    used = [float(row[1]) / 1024 for row in _nvidia_smi("index,memory.used") if row[0] in ids]
-    return round(max(used), 2) if used else None
-
-
-def _nvidia_gpus() -> tuple[Gpu, ...]:
-    return tuple(Gpu(row[0], row[1], round(float(row[2]) / 1024, 1)) for row in _nvidia_smi("index,name,memory.total"))
-
-
-def _nvidia_smi(columns: str) -> list[list[str]]:
-    """One row a GPU; none where there is no NVIDIA driver. Memory is in MiB."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    return [line.split(", ") for line in answer.stdout.strip().splitlines()] if answer.returncode == 0 else []
-
-
-def _visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order."""
-    if allowed is None:
-        return gpus
-    by_id = {gpu.id: gpu for gpu in gpus}
-    ids = [item.strip() for item in allowed.split(",") if item.strip()]
-    unknown = [item for item in ids if item not in by_id]
-    if unknown and gpus:
-        raise RequestError(f"CUDA_VISIBLE_DEVICES={allowed}: this machine has the GPUs {', '.join(by_id)}")
-    return tuple(by_id[item] for item in ids if item in by_id)
 
 
 def _processor() -> str:

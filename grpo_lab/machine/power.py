@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpo_lab.machine import nvml as driver
+
 MEMORY_EVERY_S = 0.2
 
 
@@ -25,21 +27,20 @@ class Meter:
     def watch(self, nvml: Any, handles: dict[str, Any], ended: threading.Event) -> None:
         while True:
             for name, handle in handles.items():
-                used = nvml.nvmlDeviceGetMemoryInfo(handle).used
-                self._peaks[name] = max(used, self._peaks.get(name, 0))
+                self._peaks[name] = max(driver.memory(nvml, handle).used, self._peaks.get(name, 0))
             if ended.wait(MEMORY_EVERY_S):
                 return
 
 
 @contextlib.contextmanager
 def metered(ids: Sequence[str]) -> Iterator[Meter]:
-    """Measures for the length of the block. `ids`: as nvidia-smi numbers the cards."""
+    """Measures for the length of the block. `ids`: as CUDA_VISIBLE_DEVICES takes them, in the order of the PCI bus."""
     meter = Meter()
-    nvml = _nvml() if ids else None
+    nvml = driver.opened() if ids else None
     if nvml is None:
         yield meter
         return
-    handles = {name: nvml.nvmlDeviceGetHandleByIndex(int(name)) for name in ids}
+    handles = {id: driver.handle_of(nvml, id) for id in ids}
     before, ended, started = _energies(nvml, handles), threading.Event(), time.perf_counter()
     watcher = threading.Thread(target=meter.watch, args=(nvml, handles, ended), daemon=True)
     watcher.start()
@@ -53,19 +54,6 @@ def metered(ids: Sequence[str]) -> Iterator[Meter]:
         meter.peak_memory_gib = {name: round(peak / 2**30, 2) for name, peak in meter._peaks.items()}
         if before and after:
             meter.energy_j = {name: after[name] - before[name] for name in handles}
-
-
-def _nvml() -> Any:
-    """The driver's library, ready for use; None on a machine without it."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except ImportError:
-        return None
-    except pynvml.NVMLError:
-        return None
-    return pynvml
 
 
 def _energies(nvml: Any, handles: dict[str, Any]) -> dict[str, float] | None:

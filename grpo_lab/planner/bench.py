@@ -118,7 +118,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         engine=_engine(config, loads, on_gpu=bool(gpus)) if config.vllm.mode == "colocate" else {},
         weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
         prepare=prepare_of(config, model_path, folder),
-        notes=tuple(unchecked(config, shape)),
+        notes=(*machine.notes, *unchecked(config, shape)),
     )
 
 

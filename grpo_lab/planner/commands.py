@@ -11,6 +11,7 @@ from grpo_lab.config.model import random_folder
 from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import Host
+from grpo_lab.machine.visible import environment
 from grpo_lab.planner.algorithms import own_arguments, passed_on, served_names
 from grpo_lab.planner.parts import Batch, Command, Ports, Roles
 from grpo_lab.server.command import PATIENT, QUIET, ServerPlan, cpu_env, flags, server_argv, server_env
@@ -233,7 +234,7 @@ def _trainer_env(
     config: Config, machine: Machine, folder: Path, roles: Roles, host: Host, ports: Ports
 ) -> dict[str, str]:
     gpus, processes = roles.trainer_gpus, roles.processes // len(roles.trainer)
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env = {**environment(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(folder.resolve())
     if not gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(max(1, machine.cores // processes))}

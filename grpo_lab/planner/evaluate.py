@@ -16,11 +16,12 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config, EvaluateConfig
 from grpo_lab.machine.gpus import Machine
+from grpo_lab.machine.visible import environment
 from grpo_lab.planner.checks.ranges import check_ranges
 from grpo_lab.planner.checks.request import check_names, check_shape, check_upstream, check_vllm
 from grpo_lab.planner.checks.secrets import check_secrets
 from grpo_lab.planner.commands import RUN_VARIABLE, engine_options, prepare_of
-from grpo_lab.planner.layout import allowed_gpus
+from grpo_lab.planner.layout import allowed_gpus, one_slice_each
 from grpo_lab.planner.parts import Command
 from grpo_lab.server.command import PATIENT, QUIET, cpu_env
 from grpo_lab.store.folder import Evaluation
@@ -78,7 +79,7 @@ def make_plan(request: Request, machine: Machine) -> EvaluationPlan:
     if backend == "vllm":
         if gpus and len(gpus) < config.vllm.tp:
             raise RequestError(f"vllm.tp={config.vllm.tp}: {len(gpus)} GPUs may be used")
-        gpus = gpus[: config.vllm.tp]
+        gpus = one_slice_each(gpus[: config.vllm.tp])
     shape, dtype = policy.shape(config.model), _dtype(config, on_gpu=bool(gpus))
     return EvaluationPlan(
         backend=backend,
@@ -200,7 +201,7 @@ def name_of(request: Request, plan: EvaluationPlan) -> str:
 def commands_of(request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation) -> list[Command]:
     """What to run, in order: random weights where the model needs them and they are not there yet, then the answers."""
     prepare = prepare_of(request.config, policy.location(request.config.model), work.folder)
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(plan.gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    env = {**environment(plan.gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(work.folder.resolve())
     if not plan.gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(machine.cores)}

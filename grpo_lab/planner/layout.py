@@ -23,7 +23,7 @@ def allowed_gpus(config: Config, machine: Machine) -> tuple[str, ...]:
             raise RequestError(f"gpus={config.gpus}: this machine has {len(have)} GPUs")
         return have[: config.gpus]
     if isinstance(config.gpus, list):
-        ids = tuple(str(item) for item in config.gpus)
+        ids = tuple(_full_id(str(item), machine) for item in config.gpus)
         if config.nodes > 1:
             raise RequestError(f"gpus={list(ids)}: with nodes={config.nodes} Slurm assigns the ids; give a number")
         missing = [item for item in ids if item not in have]
@@ -33,6 +33,21 @@ def allowed_gpus(config: Config, machine: Machine) -> tuple[str, ...]:
             )
         return ids
     raise RequestError(f"gpus={config.gpus}: 'auto', a number, or a list of ids such as [0,1]")
+
+
+def _full_id(asked: str, machine: Machine) -> str:
+    """The id of a visible GPU of which the UUID, or the beginning of it, was given; otherwise what was given."""
+    fitting = [gpu.id for gpu in machine.gpus if asked[:4] in ("GPU-", "MIG-") and gpu.uuid.startswith(asked)]
+    return fitting[0] if len(fitting) == 1 else asked
+
+
+def one_slice_each(ids: tuple[str, ...]) -> tuple[str, ...]:
+    """The same ids. Raises RequestError for several MIG devices: CUDA shows a process the first of them alone."""
+    if len(ids) > 1 and any(id.startswith("MIG-") for id in ids):
+        raise RequestError(
+            f"{len(ids)} MIG devices for one part of the run, and CUDA shows a process only one; gpus=1, or gpus=[ID]"
+        )
+    return ids
 
 
 def hosts_of(config: Config, machine: Machine) -> tuple[Host, ...]:
@@ -58,7 +73,12 @@ def roles(config: Config, gpus: tuple[str, ...], hosts: tuple[Host, ...], *, cor
             f"trainer_gpus={config.trainer_gpus}: colocate has tp * dp = {config.vllm.tp * config.vllm.dp} processes,"
             " one GPU each; change vllm.tp or vllm.dp"
         )
-    return _on_one(config, gpus, hosts[0]) if len(hosts) == 1 else _on_several(config, gpus, hosts, cores)
+    if len(hosts) > 1:
+        return _on_several(config, gpus, hosts, cores)
+    layout = _on_one(config, gpus, hosts[0])
+    one_slice_each(layout.trainer_gpus)
+    one_slice_each(layout.server_gpus)
+    return layout
 
 
 def _on_one(config: Config, gpus: tuple[str, ...], host: Host) -> Roles:

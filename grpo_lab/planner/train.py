@@ -158,6 +158,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         prepare=prepare_of(config, model_path, folder),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         notes=(
+            *machine.notes,
             *unchecked(config, shape),
             *algorithm_notes(config),
             *combination_notes(config),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, DistributedConfig
-from grpo_lab.machine.cards import Card, Cluster
+from grpo_lab.machine.cards import Card
+from grpo_lab.machine.clusters import Cluster
 from grpo_lab.planner.layout import allowed_gpus
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import make_plan

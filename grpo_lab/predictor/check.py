@@ -99,4 +99,6 @@ def _known(choice: str) -> None:
 def smallest(machine: Machine) -> Card:
     """The GPU with the least memory; of a card without a preset its memory is all that is known."""
     gpu = min(machine.gpus, key=lambda one: one.memory_gib)
-    return card_of(gpu) or Card(gpu.name, gpu.memory_gib * 2**30, 0.0, 0.0, 0.0, 0.0, "as the driver says")
+    return card_of(gpu.name, gpu.memory_gib) or Card(
+        gpu.name, gpu.memory_gib * 2**30, 0.0, 0.0, 0.0, 0.0, "as the driver says"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config, DistributedConfig, LayoutConfig
-from grpo_lab.machine.cards import cluster
+from grpo_lab.machine.clusters import cluster
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.layout import allowed_gpus
 from grpo_lab.planner.parts import Ports

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import CONF, Config
-from grpo_lab.machine.cards import Card, Cluster, card_of, presets
-from grpo_lab.machine.gpus import Gpu
+from grpo_lab.machine.cards import Card, card_of, presets
+from grpo_lab.machine.clusters import Cluster
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import make_plan
 from grpo_lab.predictor.calibration import Measurement
@@ -208,10 +208,4 @@ def _composed(asked: Iterable[Sequence[str]]) -> list[Config]:
 
 def _card(names: Sequence[str], memory_gib: Any) -> Card | None:
     """None for GPUs that are not known, and where there are none. Tables do not hold the memory; then the name says."""
-    if not names:
-        return None
-    if memory_gib:
-        return card_of(Gpu("0", names[0], float(memory_gib)))
-    sizes = [card.memory / 2**30 for card in presets().values()]
-    found = {card.name: card for size in sizes if (card := card_of(Gpu("0", names[0], size)))}
-    return next(iter(found.values())) if len(found) == 1 else None
+    return card_of(names[0], memory_gib) if names else None

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from grpo_lab.config.schema import Config
-from grpo_lab.machine.cards import Cluster
+from grpo_lab.machine.clusters import Cluster
 from grpo_lab.predictor.calibration import Calibration
 from grpo_lab.predictor.candidates import Judged
 from grpo_lab.predictor.memory import GIB

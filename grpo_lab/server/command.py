@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config import upstream
+from grpo_lab.machine.visible import environment
 from grpo_lab.server.key import GATE
 
 OWNED = {
@@ -128,7 +129,7 @@ def server_env(
     """Environment of the server, over the harness's own. `engine`: the user's engine arguments."""
     env = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1", **QUIET}
     if not on_cpu:
-        return {**env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        return {**env, **environment(gpus)}
     return {**env, **cpu_env(tp * dp, cores=cores, engine=engine or {})}
 
 

@@ -6,13 +6,13 @@ rather than being skipped, where there are fewer; choose with -k.
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from grpo_lab.machine.gpus import read_machine
+from grpo_lab.machine.nvml import opened
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from tests.conftest import cli, running, wait_for_step
@@ -101,6 +101,8 @@ def test_kill_9_of_the_conductor_empties_the_gpus(tmp_path: Path) -> None:
     assert not gpu_processes()
 
 
-def gpu_processes() -> list[str]:
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+def gpu_processes() -> list[int]:
+    """Of all cards."""
+    nvml = opened()
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [process.pid for handle in handles for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from grpo_lab.machine.cards import Cluster, presets
+from grpo_lab.machine.cards import presets
+from grpo_lab.machine.clusters import Cluster
 from grpo_lab.predictor.parts import Layout
 from grpo_lab.predictor.workload import Workload, workload
 from tests.planner.test_plan import asked

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.machine import cards as hardware
+from grpo_lab.machine import clusters as hardware
+from grpo_lab.machine.cards import card_of
 from grpo_lab.machine.gpus import Gpu, Machine
 from grpo_lab.predictor import calibration, verdict
 from grpo_lab.predictor.candidates import Judged, judged
@@ -149,13 +150,6 @@ def test_many_machines_scale_and_pay_for_their_network() -> None:
     assert many["server tp=1 dp=64, trainer 64 zero3"].runs
 
 
-@pytest.mark.parametrize("name", ["h100", "h200", "a100-40", "a100-80", "l40s", "l4", "rtx4090", "b200"])
-def test_presets_are_whole_and_have_a_source(name: str) -> None:
-    card = hardware.presets()[name]
-    assert min(card.memory, card.bandwidth, card.flops, card.link, card.network) > 0
-    assert card.source
-
-
 @pytest.mark.parametrize(
     ("asked_for", "gpus", "nodes"), [("h100-8", 8, 1), ("h100-8x16", 8, 16), ("a100-80-4", 4, 1), ("l4-1x2", 1, 2)]
 )
@@ -171,8 +165,8 @@ def test_hardware_by_name(asked_for: str, gpus: int, nodes: int) -> None:
         ("h10-8x2", "did you mean 'h100-8x2'?"),
         ("h100", "such as h100-8 or h100-8x16; did you mean 'h100-1'?"),
         ("a100-80", "did you mean 'a100-80-1'?"),
-        ("a100-8", "did you mean 'a100-40-8' or 'a100-80-8'?"),
-        ("tpu-8", "valid: a100-40, "),
+        ("a100-8", "did you mean 'a100-40-8' or 'a100-80-8' or 'a100-40-pcie-8'"),
+        ("tpu-8", "valid: a10, "),
         ("h100-0", "at least one GPU"),
     ],
 )
@@ -183,12 +177,12 @@ def test_wrong_hardware_is_refused(wrong: str, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "gib", "card"),
-    [("NVIDIA A100-SXM4-40GB", 40.0, "a100-40"), ("NVIDIA A100 80GB PCIe", 80.0, "a100-80"),
+    [("NVIDIA A100-SXM4-40GB", 40.0, "a100-40"), ("NVIDIA A100 80GB PCIe", 80.0, "a100-80-pcie"),
      ("NVIDIA H200", 140.4, "h200"),
      ("NVIDIA GeForce RTX 4090", 24.0, "rtx4090"), ("NVIDIA L4", 22.5, "l4"), ("NVIDIA H100 80GB HBM3", 79.6, "h100")],
 )  # fmt: skip
 def test_this_machine_is_recognised(name: str, gib: float, card: str) -> None:
-    recognised = hardware.card_of(Gpu("0", name, gib))
+    recognised = card_of(name, gib)
     assert recognised is not None
     assert recognised.name == card
     assert hardware.cluster("auto", Machine(gpus=(Gpu("0", name, gib),))).card.name == card

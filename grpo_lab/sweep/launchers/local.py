@@ -8,6 +8,7 @@ import signal
 
 from grpo_lab.machine.gpus import Machine, read_machine
 from grpo_lab.machine.processes import Child
+from grpo_lab.machine.visible import environment
 from grpo_lab.sweep.job import CORES
 from grpo_lab.sweep.launchers.base import Work
 from grpo_lab.sweep.launchers.packing import Pool, Slots
@@ -39,7 +40,7 @@ class LocalBackend:
 
     def _env(self, work: Work, slots: Slots) -> dict[str, str]:
         cores = os.sched_getaffinity(0) if self._exclusive else slots.cores
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(slots.gpus)} if self.machine.gpus else {}
+        gpus = environment(slots.gpus) if self.machine.gpus else {}
         return {**work.env, **gpus, CORES: ",".join(map(str, sorted(cores)))}
 
     def ended(self, attempt: LocalAttempt) -> None:

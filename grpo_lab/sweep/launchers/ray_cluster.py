@@ -172,7 +172,7 @@ def largest(nodes: list[dict[str, Any]]) -> Machine:
     most = max(alive, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0), node.get("memory", 0)))
     kinds = [key.partition(":")[2] for key in most if key.startswith("accelerator_type:")]
     gpus = tuple(Gpu(str(number), kinds[0] if kinds else "GPU", 0.0) for number in range(int(most.get("GPU", 0))))
-    return Machine(gpus, int(most.get("CPU", 1)), most.get("memory", 0.0) / 2**30, read_machine().versions)
+    return Machine(gpus, int(most.get("CPU", 1)), most.get("memory", 0.0) / 2**30, read_machine(0).versions)
 
 
 def checked(need: Need) -> Need:

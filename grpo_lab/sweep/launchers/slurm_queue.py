@@ -155,7 +155,7 @@ def read_partition(parameters: Mapping[str, object]) -> Partition:
         raise RequestError(f"Slurm has no node for {asked or 'jobs without a partition'}; sinfo lists what there is")
     nodes = [(read_gpus(row[5]), int(row[1]), int(row[2]), read_minutes(row[3])) for row in rows]
     gpus, cores, mebibytes, minutes = max(nodes, key=lambda node: (len(node[0]), *node[1:]))
-    return Partition(Machine(gpus, cores, mebibytes / 1024, read_machine().versions), mebibytes, minutes)
+    return Partition(Machine(gpus, cores, mebibytes / 1024, read_machine(0).versions), mebibytes, minutes)
 
 
 def read_gpus(gres: str) -> tuple[Gpu, ...]:
