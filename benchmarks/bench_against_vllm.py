@@ -18,7 +18,6 @@ import csv
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose, initialize_config_dir
 
 from grpo_lab.bench import DEFAULTS
@@ -41,6 +39,7 @@ from grpo_lab.server.command import vllm_metadata
 from grpo_lab.server.key import KEY
 from grpo_lab.server.process import Server, vllm_server
 from grpo_lab.store import folder as store
+from grpo_lab.store import stats
 from grpo_lab.store.folder import Run
 
 START_S = 900.0
@@ -121,12 +120,12 @@ def save(path: Path, speeds: Mapping[str, Sequence[float]], same: Mapping[str, A
             table.writerow({"turn": turn, **dict(zip(speeds, values, strict=True)), **same})
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Of the medians, with the percentile bootstrap's 95% interval over turns, which are taken together."""
-    pairs, draw = np.asarray([above, below]), np.random.default_rng(0)
-    again = pairs[:, draw.integers(0, len(above), (2000, len(above)))]
-    low, high = np.percentile(np.median(again[0], axis=1) / np.median(again[1], axis=1), [2.5, 97.5])
-    return statistics.median(above) / statistics.median(below), float(low), float(high)
+def ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    """Median of the ratios of the turns, with its interval, or range, over turns."""
+    timing = stats.timing([one / other for one, other in zip(above, below, strict=True)])
+    assert timing is not None
+    spread = stats.spread(timing)
+    return f"{timing['median']:.3f}" + (f" ({spread[0]} {spread[1][0]:.3f} to {spread[1][1]:.3f})" if spread else "")
 
 
 def main() -> None:
@@ -151,8 +150,7 @@ def main() -> None:
             print(", ".join(f"{name} {values[-1]:,.0f}" for name, values in speeds.items()), flush=True)
             save(asked.out, speeds, {**load.asked(), **hardware})
     for above, below in (("streamed", "vllm"), ("bench", "vllm"), ("bench", "streamed")):
-        value, low, high = ratio(speeds[above], speeds[below])
-        print(f"{above} / {below}: {value:.3f} (95% {low:.3f} to {high:.3f}), {asked.turns} turns, tokens/s")
+        print(f"{above} / {below}: {ratio(speeds[above], speeds[below])}, {asked.turns} turns, tokens/s")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import health
+from grpo_lab.store import health, stats
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.measures import PHASES
 
@@ -197,15 +197,18 @@ def _share(accuracy: Any, *, sign: bool = False) -> str:
 
 
 def _seconds(timing: Any) -> str:
-    interval = f" (95% {timing['ci95'][0]:.3f} to {timing['ci95'][1]:.3f})" if timing["ci95"] else ""
-    return f"{timing['median']:.3f} s{interval}, median of {timing['n']}"
+    return f"{timing['median']:.3f} s{_spread(timing, '.3f')}, median of {timing['n']}"
 
 
 def _rate(timing: Any) -> str:
     if not timing:
         return "no"
-    interval = f" (95% {timing['ci95'][0]:,.0f} to {timing['ci95'][1]:,.0f})" if timing["ci95"] else ""
-    return f"{timing['median']:,.0f}{interval}"
+    return f"{timing['median']:,.0f}{_spread(timing, ',.0f')}"
+
+
+def _spread(timing: Any, style: str) -> str:
+    spread = stats.spread(timing)
+    return f" ({spread[0]} {spread[1][0]:{style}} to {spread[1][1]:{style}})" if spread else ""
 
 
 def _bars(times: Mapping[str, Any]) -> list[str]:

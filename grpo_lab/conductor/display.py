@@ -12,6 +12,7 @@ from rich.table import Table
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.bench import BenchPlan
+from grpo_lab.store import stats
 from grpo_lab.store.folder import Row, Run
 
 
@@ -46,14 +47,20 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
         title=f"{result['status']}, median of {_rounds(result)} rounds", title_justify="left", box=SIMPLE_HEAD
     )
     table.add_column("load", overflow="fold")
-    for column in ("tokens/s", "95%", "per GPU", "TTFT s, p99", "ITL ms, p99"):
+    for column in ("tokens/s", _interval(result), "per GPU", "TTFT s, p99", "ITL ms, p99"):
         table.add_column(column, justify="right", no_wrap=True)
     for load in result["loads"]:
         table.add_row(load["name"], *_cells(load["metrics"]))
     console.print(table)
+    console.print(f"  {stats.WITHIN_A_RUN}", highlight=False, soft_wrap=True)
     for note in (f"  files    {run.folder}", f"  {look}" if look else None):
         if note:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def _interval(result: Row) -> str:
+    """Heading of the column beside the speeds."""
+    return "95%" if _rounds(result) >= stats.LEAST else "range"
 
 
 def _rounds(result: Row) -> int:
@@ -65,7 +72,8 @@ def _cells(metrics: Row) -> list[str]:
     speed = metrics["generated_tokens_per_s"]
     if not speed:
         return ["not measured", "", "", "", ""]
-    interval = "{:,.0f} to {:,.0f}".format(*speed["ci95"]) if speed["ci95"] else ""
+    spread = stats.spread(speed)
+    interval = "{:,.0f} to {:,.0f}".format(*spread[1]) if spread else ""
     each = metrics["generated_tokens_per_s_per_gpu"]["median"]
     waits = [_latency(metrics["ttft_s"], 1, 3), _latency(metrics["itl_s"], 1000, 2)]
     return [f"{speed['median']:,.0f}", interval, f"{each:,.0f}", *waits]

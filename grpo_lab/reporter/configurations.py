@@ -14,7 +14,6 @@ from grpo_lab.reporter import estimates
 from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.store import measures
 from grpo_lab.store.folder import Row, Run
-from grpo_lab.store.measures import Measure
 
 Axes = dict[str, Any]
 
@@ -53,9 +52,13 @@ class Configuration:
         return _words({key: value for key, value in self.axes.items() if not _is_work(key)})
 
     @property
+    def finished(self) -> list[Row]:
+        return [row for row in self.runs if row["status"] == "finished"]
+
+    @property
     def folders(self) -> list[Run]:
         """Of the finished runs."""
-        return [Run(Path(row["run"])) for row in self.runs if row["status"] == "finished"]
+        return [Run(Path(row["run"])) for row in self.finished]
 
     @property
     def failure(self) -> str | None:
@@ -159,28 +162,6 @@ def distinguishing(several: Sequence[Axes]) -> list[str]:
         if not settled:
             names.append(key)
     return names
-
-
-def best(configurations: Sequence[Configuration], measure: Measure) -> list[Configuration]:
-    """Of each workload the configuration whose interval stands clear of all others', if there is one."""
-    found = []
-    for work in dict.fromkeys(one.work for one in configurations):
-        rivals = [one for one in configurations if one.work == work and measure.name in one.estimates]
-        first = _clear(rivals, measure)
-        if first:
-            found.append(first)
-    return found
-
-
-def _clear(rivals: Sequence[Configuration], measure: Measure) -> Configuration | None:
-    spans = [(one.estimates[measure.name].low, one.estimates[measure.name].high) for one in rivals]
-    if measure.better is None or len(rivals) < 2 or any(low is None or high is None for low, high in spans):
-        return None
-    sign = 1 if measure.better == "higher" else -1
-    ends = [sorted((sign * (low or 0.0), sign * (high or 0.0))) for low, high in spans]
-    first = max(range(len(rivals)), key=lambda place: ends[place][0])
-    clear = all(ends[first][0] > high for place, (_, high) in enumerate(ends) if place != first)
-    return rivals[first] if clear else None
 
 
 def _varies(several: Sequence[Axes], key: str) -> bool:

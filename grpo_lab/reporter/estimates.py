@@ -8,17 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_lab.store import measures
+from grpo_lab.store import forms, measures, stats
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import Measure
-
-_T975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""97.5% quantile of Student's t at 1, 2, ... 30 degrees of freedom."""
-_NORMAL975 = 1.960
 
 
 @dataclass(frozen=True)
@@ -30,6 +22,15 @@ class Estimate:
     high: float | None = None
     n: int | None = None
     of: str = ""
+    ranged: bool = False
+    """Whether `low` and `high` are only the least and the largest of n, too few for an interval."""
+
+    @property
+    def count(self) -> str:
+        """`n=6`, `n=3 runs`, `range of 3`."""
+        if self.n is None:
+            return ""
+        return f"range of {self.n}" if self.ranged else f"n={self.n} {self.of}".strip()
 
     def text(self) -> tuple[str, str]:
         """Value and interval for a reader, the interval empty where there is none."""
@@ -70,27 +71,30 @@ def estimate(found: Any) -> Estimate | None:
     value, n = found.get("median", found.get("value")), found.get("n")
     if not _is_number(value):
         return None
-    match found.get("ci95"):
+    n = n if isinstance(n, int) else None
+    few = "median" in found and n is not None and n < stats.LEAST
+    match found.get("ci95") or (found.get("range") if few else None):
         case [low, high] if _is_number(low) and _is_number(high):
-            interval: tuple[float | None, float | None] = (float(low), float(high))
-        case _:
-            interval = (None, None)
-    return Estimate(float(value), *interval, n=n if isinstance(n, int) else None)
+            return Estimate(float(value), float(low), float(high), n, ranged=few)
+    return Estimate(float(value), n=n)
 
 
 def over_runs(measure: Measure, several: Sequence[Estimate]) -> Estimate:
-    """Mean of runs that differ in their seed only, with Student's t interval over the runs; one keeps its own.
+    """Mean of runs that differ in their seed only, with its interval over the runs (:func:`stats.over_runs`); a single
+    run keeps its own.
 
-    What has a unit (seconds, tokens a second) is never negative, and neither is its interval.
+    What has a unit (seconds, tokens a second) is never negative, a share lies between 0 and 1, and so do their ends.
     """
     if len(several) == 1:
         return several[0]
-    values = [one.value for one in several]
-    n, mean = len(values), statistics.fmean(values)
-    quantile = _T975[n - 2] if n - 2 < len(_T975) else _NORMAL975
-    half = quantile * statistics.stdev(values) / math.sqrt(n)
-    low = max(0.0, mean - half) if measure.unit else mean - half
-    return Estimate(mean, low, mean + half, n, "runs")
+    values, share = [one.value for one in several], measure.form is forms.SHARE
+    own = [None if one.low is None or one.high is None else (one.low, one.high) for one in several]
+    answers = [one.n for one in several if one.n]
+    interval = stats.over_runs(values, own, answers if share and len(answers) == len(several) else None)
+    low, high = interval or (None, None)
+    low = max(0.0, low) if low is not None and (measure.unit or share) else low
+    high = min(1.0, high) if high is not None and share else high
+    return Estimate(statistics.fmean(values), low, high, len(values), "runs")
 
 
 def ratio(over: Estimate, under: Estimate) -> Estimate | None:
@@ -99,7 +103,13 @@ def ratio(over: Estimate, under: Estimate) -> Estimate | None:
         return None
     if over.low is None or over.high is None or under.low is None or under.high is None or under.low <= 0:
         return Estimate(over.value / under.value)
-    return Estimate(over.value / under.value, over.low / under.high, over.high / under.low, min_n(over, under))
+    return Estimate(
+        over.value / under.value,
+        over.low / under.high,
+        over.high / under.low,
+        min_n(over, under),
+        ranged=over.ranged or under.ranged,
+    )
 
 
 def min_n(*several: Estimate) -> int | None:
@@ -110,7 +120,7 @@ def _reciprocal(one: Estimate) -> Estimate | None:
     if one.value <= 0 or (one.low is not None and one.low <= 0):
         return None
     low, high = (1 / one.high, 1 / one.low) if one.low and one.high else (None, None)
-    return Estimate(1 / one.value, low, high, one.n, one.of)
+    return Estimate(1 / one.value, low, high, one.n, one.of, one.ranged)
 
 
 def _is_number(value: Any) -> bool:

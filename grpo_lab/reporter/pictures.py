@@ -149,10 +149,10 @@ def step_times(configurations: Sequence[Configuration]) -> Picture | None:
 @_styled
 def curve(column: str, curves: Sequence[Curve], configurations: Sequence[Configuration] = ()) -> Picture | None:
     """Reward or accuracy over the steps. To the accuracy of training the held-out one before and after is added. None
-    where all is 0 and nothing was held out, as in a timing with random weights."""
+    without a curve, and where all is 0 and nothing was held out, as in a timing with random weights."""
     drawn = curves[: len(SERIES)]
     evaluated = column == ACCURACY and any("accuracy_after" in one.estimates for one in configurations)
-    if not evaluated and not any(one.low.any() or one.high.any() for one in drawn):
+    if not drawn or (not evaluated and not any(one.low.any() or one.high.any() for one in drawn)):
         return None
     figure, axes = _figure(3.3)
     for colour, one in zip(SERIES, drawn, strict=False):

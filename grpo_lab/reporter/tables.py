@@ -6,18 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grpo_lab.reporter.configurations import Configuration, best, failure_of
+from grpo_lab.reporter import paired
+from grpo_lab.reporter.best import best
+from grpo_lab.reporter.configurations import Configuration, failure_of
 from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import LeftOut, name
-from grpo_lab.store import markdown, measures
+from grpo_lab.store import markdown, measures, stats
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import Measure
 
 HOW_TO_READ = (
     "Beside each number: its 95% interval and n. A timing of one run is the median of its n steps (or rounds) after "
-    "warm-up, with a bootstrap interval; an accuracy of one run is over n problems. Where a configuration ran with "
-    "several seeds, the number is the mean over the runs, with Student's t interval over them (n runs). Bold: the best "
-    "of the configurations that did the same work, marked only where its interval stands clear of all the others'."
+    "warm-up; fewer than 6 have no interval but their range. An accuracy of one run is over n problems. Where a "
+    "configuration ran with several seeds, the number is the mean over the runs (n runs), with Student's t interval "
+    "over them, never narrower than the runs' own. Bold: the best of the configurations that did the same work, each "
+    "with three runs or more, where its interval stands clear of all the others' (of accuracies on the same problems, "
+    "where each paired difference does)."
 )
 
 
@@ -38,10 +42,14 @@ class Table:
     caption: str = ""
     numbers: frozenset[int] = field(default_factory=frozenset)
     """Columns that are right-aligned."""
+    note: str = ""
+    """Below the table."""
 
     def markdown(self) -> str:
         rows = markdown.table(self.head, ([_plain(cell) for cell in row] for row in self.rows), self.numbers)
-        return f"## {self.title}\n\n" + (f"{self.caption}\n\n" if self.caption else "") + rows + "\n"
+        above = f"{self.caption}\n\n" if self.caption else ""
+        below = f"\n{self.note}\n" if self.note else ""
+        return f"## {self.title}\n\n{above}{rows}\n{below}"
 
     _repr_markdown_ = markdown
     """How a notebook shows it."""
@@ -57,8 +65,7 @@ def measured(one: Estimate | None, *, is_best: bool = False) -> Cell:
     if one is None:
         return Cell("not measured")
     value, interval = one.text()
-    n = f"n={one.n} {one.of}".strip() if one.n is not None else ""
-    return Cell(value, interval, n, is_best, number=True)
+    return Cell(value, interval, one.count, is_best, number=True)
 
 
 def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Measure]) -> list[Table]:
@@ -78,7 +85,7 @@ def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Mea
         rows = [[Cell(way), *(cell(works[0], way, key) for key in there)] for way in ways]
         better = ", ".join(f"{key.label}: {key.better} is better" for key in there)
         head = ["configuration", *(key.heading for key in there)]
-        return [Table("At a glance", head, rows, f"{works[0]}. {better}.", _from(1, head))]
+        return [Table("At a glance", head, rows, f"{works[0]}. {better}.", _from(1, head), _note(there))]
     return [
         Table(
             key.heading,
@@ -86,9 +93,27 @@ def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Mea
             [[Cell(work), *(cell(work, way, key) for way in ways)] for work in works],
             f"{key.better} is better.".capitalize(),
             _from(1, ["work", *ways]),
+            _note([key]),
         )
         for key in there
     ]
+
+
+def _note(several: Sequence[Measure]) -> str:
+    """The sentence that timings need: what has a unit and a best is one."""
+    return stats.WITHIN_A_RUN if any(measure.unit and measure.better for measure in several) else ""
+
+
+def pairs(configurations: Sequence[Configuration]) -> Table | None:
+    """The accuracy of each configuration less that of the first of its work, where both answered the same problems."""
+    rows = []
+    for work in _in_order(one.work for one in configurations):
+        first, *others = [one for one in configurations if one.work == work]
+        found = [(one, less) for one in others if (less := paired.difference(one, first))]
+        rows += [[Cell(work), Cell(one.way), Cell(first.way), measured(less)] for one, less in found]
+    head = ["work", "pass@1 after of", "less that of", "difference"]
+    caption = "Problem by problem, so that how hard the problems are drops out."
+    return Table("Paired over the same problems", head, rows, caption, _from(3, head)) if rows else None
 
 
 def _from(first: int, head: Sequence[str]) -> frozenset[int]:
@@ -118,7 +143,7 @@ def results(configurations: Sequence[Configuration], kind: str) -> Table:
     start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]
     head = [*start, *(measure.heading for measure in shown)]
     caption = f"{works[0]}." if len(works) == 1 else ""
-    return Table("All configurations", head, rows, caption, _from(len(start), head))
+    return Table("All configurations", head, rows, caption, _from(len(start), head), _note(shown))
 
 
 def _ended(one: Configuration) -> str:

@@ -53,7 +53,7 @@ def by_gpu(combine: Callable[[Sequence[float]], float]) -> Callable[[Sequence[di
     return reduce
 
 
-MEDIAN = Form("`median`, `ci95`, `n`", stats.timing)
+MEDIAN = Form("`median`, `ci95`, `range`, `n`", stats.timing)
 LAST_TENTH = Form("`value`, `n`", last_tenth)
 PLAIN_MEDIAN = Form("number", median)
 TOTAL = Form("number", total)
@@ -62,7 +62,8 @@ WORKING_ENGINES = Form("number", working_engines)
 MEAN_BY_GPU = Form("number for each GPU", by_gpu(statistics.fmean))
 MOST_BY_GPU = Form("number for each GPU", by_gpu(max))
 SHARE = Form("`value`, `ci95`, `n`")
-"""Computed by the module of the job, as are the next three."""
+"""Computed by the module of the job, as are the next four."""
+DIFFERENCE = Form(SHARE.text)
 COMPUTED_MEDIAN = Form(MEDIAN.text)
 COMPUTED_MEAN = Form("`value`, `n`")
 NUMBER = Form("number")

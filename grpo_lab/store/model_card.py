@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.store import folder as store
-from grpo_lab.store import measures
+from grpo_lab.store import measures, stats
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.markdown import table
 
@@ -46,9 +46,9 @@ def card(run: Run) -> str:
                 f"# {run.folder.name}",
                 about,
                 "## Results\n\n" + _results(result["metrics"]),
-                "Held-out pass@1 is one completion a problem, sampled at the training temperature; intervals are 95%"
-                " (Wilson's, of the gain and of times bootstrap). Times leave out the first"
-                f" {result['warmup_steps']} steps.",
+                "Held-out pass@1 is one completion a problem, sampled at the training temperature; intervals are 95%,"
+                f" of fewer than {stats.LEAST} times their range. Times leave out the first"
+                f" {result['warmup_steps']} steps. {stats.WITHIN_A_RUN}",
                 "## Data\n\n" + _data(config, result.get("data") or {}),
                 "## Rewards\n\n" + _rewards(config),
                 f"## How\n\n```\n{env['command']}\n```\n\n" + _made(result, env),
@@ -113,13 +113,13 @@ def _evaluated(config: Config, metrics: Row) -> list[EvalResult] | None:
 def _results(metrics: Row) -> str:
     measured = [(measure.card, measure.field(metrics)) for measure in measures.MEASURES["train"] if measure.card]
     rows = [[text, *_cells(value)] for text, value in measured if value is not None]
-    return table(["", "value", "95% interval", "n"], rows)
+    return table(["", "value", "95% interval, or range", "n"], rows)
 
 
 def _cells(measured: Row | float) -> list[str]:
     if not isinstance(measured, dict):
         return [f"{measured:.4g}", "", ""]
-    value, interval = measured.get("value", measured.get("median")), measured.get("ci95")
+    value, interval = measured.get("value", measured.get("median")), measured.get("ci95") or measured.get("range")
     return [f"{value:.4g}", "{:.4g} to {:.4g}".format(*interval) if interval else "", str(measured["n"])]
 
 

@@ -11,6 +11,8 @@ import numpy as np
 Interval = tuple[float, float]
 LEAST = 6
 """Measurements that a 95% interval of a median takes: all of five lie on one side of it in 1 of 16 cases."""
+WITHIN_A_RUN = "An interval of a single run is within that run: runs of one configuration were up to 6% apart."
+"""Stands under every table of timings."""
 _Z975 = 1.959964
 _T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -50,6 +52,12 @@ def timing(values: Sequence[float]) -> Timing | None:
         "range": (ordered[0], ordered[-1]) if n > 1 else None,
         "n": n,
     }
+
+
+def spread(timing: Timing) -> tuple[str, Interval] | None:
+    """What stands beside a median and what it is, `95%` or `range`; None for a single measurement."""
+    interval = timing["ci95"] or timing.get("range")  # an older result has an interval of few and no range
+    return None if interval is None else ("95%" if timing["n"] >= LEAST else "range", interval)
 
 
 def _cut(n: int) -> int:

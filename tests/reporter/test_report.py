@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from grpo_lab.config.errors import RequestError
 from grpo_lab.reporter import contents, curves, estimates, pictures
 from grpo_lab.reporter.contents import Contents
+from grpo_lab.store import folder as store
+from grpo_lab.store import stats
 from grpo_lab.store.folder import Run
 from tests.conftest import ROOT
 from tests.results import make, sweep, timing
@@ -73,22 +76,95 @@ def test_only_seeds_are_averaged(tmp_path: Path) -> None:
     assert shown["colocate tp=1 dp=2 learning_rate=1e-05"] == ["5.000 (4.900 to 5.100, n=8)"]
 
 
-@pytest.mark.parametrize(("slower", "marked"), [(1.3, True), (1.15, False)])
+def seeds(folder: Path, steps: list[float], **said: Any) -> None:
+    """Runs of one configuration with these step times."""
+    for seed, step in enumerate(steps):
+        make(folder / f"seed={seed}", seed=seed, metrics={"step_time_s": timing(step)}, **said)
+
+
+@pytest.mark.parametrize(("slower", "marked"), [(1.3, True), (1.01, False)])
 def test_the_best_is_marked_only_where_it_stands_clear(tmp_path: Path, slower: float, marked: bool) -> None:
     for dp, step in ((2, 1.0), (1, slower), (4, slower + 5)):
-        make(tmp_path / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(step)})
+        seeds(tmp_path / f"dp={dp}", [step, step + 0.01, step - 0.01], dp=dp)
     shown = cells(contents.make([tmp_path]), "At a glance")
     assert shown["colocate tp=1 dp=2"][0].startswith("**1.000**") is marked
     assert "**" not in shown["colocate tp=1 dp=1"][0] + shown["colocate tp=1 dp=4"][0]
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_nothing_is_best_with_fewer_than_three_runs(tmp_path: Path, runs: int) -> None:
+    seeds(tmp_path / "fast", [1.0] * runs, dp=2)
+    seeds(tmp_path / "slow", [9.0] * 3, dp=1)
+    assert "**" not in contents.make([tmp_path]).markdown()
+
+
 def test_what_did_other_work_is_not_compared(tmp_path: Path) -> None:
     for gpus, step in ((2, 1.0), (4, 9.0)):
-        make(tmp_path / f"gpus={gpus}", gpus=gpus, metrics={"step_time_s": timing(step)})
-        make(tmp_path / f"gpus={gpus},dp=1", gpus=gpus, dp=1, metrics={"step_time_s": timing(step + 1)})
+        seeds(tmp_path / f"gpus={gpus}", [step] * 3, gpus=gpus)
+        seeds(tmp_path / f"gpus={gpus},dp=1", [step + 1] * 3, gpus=gpus, dp=1)
     shown = cells(contents.make([tmp_path]), "step, s")
-    assert shown["tiny 2 GPUs"] == ["2.000 (1.900 to 2.100, n=8)", "**1.000** (0.900 to 1.100, n=8)"]
-    assert shown["tiny 4 GPUs"] == ["10.00 (9.90 to 10.10, n=8)", "**9.000** (8.900 to 9.100, n=8)"]
+    assert shown["tiny 2 GPUs"] == ["2.000 (1.942 to 2.058, n=3 runs)", "**1.000** (0.942 to 1.058, n=3 runs)"]
+    assert shown["tiny 4 GPUs"] == ["10.00 (9.94 to 10.06, n=3 runs)", "**9.000** (8.942 to 9.058, n=3 runs)"]
+
+
+def test_fewer_than_six_times_have_a_range_and_no_interval(tmp_path: Path) -> None:
+    make(tmp_path / "new", metrics={"step_time_s": {"median": 1.0, "ci95": None, "range": [0.9, 1.2], "n": 3}})
+    make(tmp_path / "old", dp=1, metrics={"step_time_s": {"median": 2.0, "ci95": [1.9, 2.2], "n": 3}})
+    shown = cells(contents.make([tmp_path]), "At a glance")
+    assert list(shown.values()) == [["2.000 (1.900 to 2.200, range of 3)"], ["1.000 (0.900 to 1.200, range of 3)"]]
+
+
+def test_a_sentence_under_every_table_of_timings_says_what_its_intervals_leave_out(tmp_path: Path) -> None:
+    for dp in (1, 2):
+        make(tmp_path / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(1.0), "reward_last": {"value": 0.5, "n": 2}})
+    assert contents.make([tmp_path]).markdown().count("runs of one configuration were up to 6% apart.") == 2
+
+
+def share(right: int, n: int = 500) -> dict[str, Any]:
+    return dict(stats.proportion([1] * right + [0] * (n - right)))
+
+
+def test_two_seeds_with_equal_accuracy_are_not_certain(tmp_path: Path) -> None:
+    """This was "0.658 (0.658 to 0.658, n=2 runs)", in bold."""
+    for dp, right in ((1, 329), (2, 200)):
+        for seed in (0, 1):
+            make(tmp_path / f"{dp},{seed}", dp=dp, seed=seed, metrics={"accuracy_after": share(right)})
+    shown = cells(contents.make([tmp_path]), "At a glance")
+    assert shown["colocate tp=1 dp=1"] == ["0.658 (0.628 to 0.687, n=2 runs)"]
+
+
+def answered(folder: Path, answers: list[list[int]], **said: Any) -> None:
+    for seed, marks in enumerate(answers):
+        run = make(
+            folder / f"seed={seed}", seed=seed, metrics={"accuracy_after": share(sum(marks), len(marks))}, **said
+        )
+        store.write_json(run.evaluation("after"), marks)
+
+
+def test_accuracies_on_the_same_problems_are_compared_paired(tmp_path: Path) -> None:
+    """Of 400 problems one configuration answers all that the other does and 40 more: far less than unpaired intervals
+    could tell apart, and no doubt."""
+    answered(tmp_path / "a", [[1] * 160 + [0] * 240] * 3, dp=1)
+    answered(tmp_path / "b", [[1] * 200 + [0] * 200] * 3, dp=2)
+    made = contents.make([tmp_path])
+    assert cells(made, "At a glance")["colocate tp=1 dp=2"][0].startswith("**0.500**")
+    ((way, less, gain),) = cells(made, "Paired over the same problems").values()
+    assert (way, less) == ("colocate tp=1 dp=2", "colocate tp=1 dp=1")
+    assert gain == "0.100 (0.069 to 0.130, n=400 problems)"
+
+
+def test_seeds_that_disagree_widen_a_paired_difference(tmp_path: Path) -> None:
+    answered(tmp_path / "a", [[1] * 160 + [0] * 240] * 3, dp=1)
+    answered(tmp_path / "b", [[1] * right + [0] * (400 - right) for right in (150, 200, 250)], dp=2)
+    made = contents.make([tmp_path])
+    assert "**" not in made.markdown()
+    assert "-0.2" in "".join(cells(made, "Paired over the same problems")["tiny"])
+
+
+def test_other_problems_are_not_paired(tmp_path: Path) -> None:
+    answered(tmp_path / "a", [[1] * 100 + [0] * 300] * 3, dp=1)
+    answered(tmp_path / "b", [[1] * 100 + [0] * 200] * 3, dp=2)
+    assert "Paired" not in contents.make([tmp_path]).markdown()
 
 
 def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
@@ -251,7 +327,7 @@ def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
     made = contents.make([tmp_path])
     shown = cells(made, "generated per GPU, tokens/s")
     assert list(shown) == ["tiny long", "tiny short"]
-    assert shown["tiny long"][0] == "**100.0** (99.9 to 100.1, n=8)"
+    assert shown["tiny long"][0] == "100.0 (99.9 to 100.1, n=8)"
     assert shown["tiny long"][2] == shown["tiny short"][2] == "oom", "the loads that it would have measured"
     assert len(made.runs) == 6
     assert sum("tp x dp" in one.title for one in made.pictures) == 2

@@ -97,7 +97,7 @@ def test_every_interval_holds_the_truth_as_often_as_it_states(case: Case) -> Non
 
 def test_the_cases_are_all_that_stats_offers() -> None:
     offered = {name for name, value in vars(stats).items() if callable(value) and value.__module__ == stats.__name__}
-    without = {"Timing", "Proportion", "pass_at_k", "wilson"}
+    without = {"Timing", "Proportion", "pass_at_k", "spread", "wilson"}
     assert {case.of.partition(",")[0] for case in coverage_table.cases()} == {
         name for name in offered if not name.startswith("_")
     } - without
