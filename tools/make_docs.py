@@ -68,7 +68,8 @@ def results() -> str:
     text = (
         "`result.json` is written last: its presence means that the run has ended. `median` and `value` stand with"
         " `ci95`, the [95% interval](intervals.md) (of a median null below n = 6; `range` has the least and the"
-        " largest), and `n`, what it was measured on. Medians are over the steps or rounds after the warm-up; the parts `time_s.*` of a step add up to it. A metric that was not measured"
+        " largest), and `n`, what it was measured on. Medians are over the steps or rounds after the warm-up;"
+        " the parts `time_s.*` of a step add up to it. A metric that was not measured"
         " is null. An objective is what `objective=` can name for a sweeper."
     )
     made = MADE.replace("conf/; change the YAML", "grpo_lab/store/measures.py and records.py; change them")
