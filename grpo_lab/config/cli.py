@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,7 +18,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from grpo_lab.config.errors import PointFailed, RequestError, RunFailed, nearest
 from grpo_lab.config.schema import CONF, Config
-from grpo_lab.machine.disk import is_full
 
 
 def run_app(app: Callable[[], Any]) -> int:
@@ -39,7 +38,7 @@ def run_app(app: Callable[[], Any]) -> int:
     except PointFailed:
         return 1
     except RAW as error:
-        if isinstance(error, OSError) and is_full(error, Path.cwd()):
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             print(f"error: {error}", file=sys.stderr)
             return 1
         # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.
@@ -56,6 +55,7 @@ def run_app(app: Callable[[], Any]) -> int:
 
 RAW = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError, OSError, yaml.YAMLError)
 """What Hydra 1.3, OmegaConf 2.3 and PyYAML raise, beside errors of their own, for a request that they cannot read."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _READERS = ("hydra", "omegaconf", "antlr4", "yaml")
 
 
