@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from grpo_lab import publish
 from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor import publishing
 from grpo_lab.conductor.preflight import check_data, check_targets
 from grpo_lab.conductor.train import execute
 from grpo_lab.config import schema as configuration
@@ -71,7 +71,7 @@ def conduct(config: Config, console: Console) -> float | None:
         check_targets(config)
         check_url(config)
         tracker.check(config.tracker)
-        publish.check(config.publish)
+        publishing.check(config.publish)
         terminal.banner(console, config, plan, machine, folder)
         for text in (*plan.notes, *warnings):
             note(text)
@@ -86,7 +86,7 @@ def conduct(config: Config, console: Console) -> float | None:
             if finished is None:
                 create(run, config, plan, machine)
                 finished = execute(run, config, plan, console)
-            publish.once(run, config.publish, console)
+            publishing.once(run, config.publish, console)
     return results.objective(finished, config.objective)
 
 
