@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from grpo_lab.config.errors import RequestError
 
@@ -16,22 +16,15 @@ from grpo_lab.config.errors import RequestError
 def held(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file, made if it is missing. Raises RequestError if another process keeps it `patience_s` long."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience_s
-    with path.open("a+", encoding="utf-8") as file:
-        while not _locked(file.fileno()):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                raise RequestError(f"{path.parent} is in use by process {file.read().strip() or 'unknown'}")
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def _locked(descriptor: int) -> bool:
+    # Kept, since a waiting process has it open; that also rules out locks that outlive a killed holder.
+    lock = FileLock(path, timeout=patience_s, poll_interval=0.1, preserve_lock_file=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.acquire()
+    except Timeout:
+        holder = path.read_text().strip() or "unknown"
+        raise RequestError(f"{path.parent} is in use by process {holder}") from None
+    try:
+        path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.release()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_SAMPLE = re.compile(r"^(?P<name>[\w:]+)\{(?P<labels>.*)\} (?P<value>\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+from prometheus_client.parser import text_string_to_metric_families
 
 Sample = tuple[str, Mapping[str, str], float]
 """Name without a counter's `_total`, labels, value."""
@@ -40,7 +38,8 @@ class Counts:
 
 
 def read_counts(text: str) -> Counts:
-    return counts_of(_samples(text))
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return counts_of((sample.name.removesuffix("_total"), sample.labels, sample.value) for sample in samples)
 
 
 def counts_of(samples: Iterable[Sample]) -> Counts:
@@ -68,9 +67,3 @@ def _room(labels: Mapping[str, str]) -> int:
     """Tokens of the KV cache; 0 where vLLM does not say."""
     sizes = [labels.get("num_gpu_blocks", ""), labels.get("block_size", "")]
     return int(sizes[0]) * int(sizes[1]) if all(size.isdigit() for size in sizes) else 0
-
-
-def _samples(text: str) -> Iterator[Sample]:
-    for match in _SAMPLE.finditer(text):
-        if match["name"].startswith("vllm:"):
-            yield match["name"].removesuffix("_total"), dict(_LABEL.findall(match["labels"])), float(match["value"])
