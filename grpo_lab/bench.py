@@ -28,6 +28,7 @@ from grpo_lab.machine.gpus import read_machine
 from grpo_lab.machine.ports import lease
 from grpo_lab.planner.bench import BenchPlan, make_plan
 from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.planner.modes import mode
 from grpo_lab.planner.parts import Ports
 from grpo_lab.predictor.check import advice_bench, check_bench
 from grpo_lab.server.exposure import check_url
@@ -84,8 +85,8 @@ def conduct(config: Config, console: Console, turn: AbstractContextManager[objec
 
 
 def default_name(config: Config) -> str:
-    layout = "" if config.vllm.mode == "off" else f"-tp{config.vllm.tp}dp{config.vllm.dp}"
-    return f"bench-{config.model.name}-{config.vllm.mode}{layout}-{configuration.identity(config)}"
+    layout = mode(config.vllm.mode).suffix(config.vllm.tp, config.vllm.dp)
+    return f"bench-{config.model.name}-{layout}-{configuration.identity(config)}"
 
 
 def execute(run: Run, config: Config, plan: BenchPlan, console: Console, turn: AbstractContextManager[object]) -> Row:

@@ -32,6 +32,7 @@ from grpo_lab.machine.nodes import read_hosts
 from grpo_lab.machine.ports import lease
 from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.commands import RUN_VARIABLE
+from grpo_lab.planner.modes import mode
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import Plan, make_plan, shell
 from grpo_lab.predictor.check import check as check_fit
@@ -103,8 +104,8 @@ def attempt(config: Config, console: Console) -> float | None:
 def default_name(config: Config) -> str:
     """Readable, and different for every different config."""
     data = str(config.data.get("_target_", "")).rpartition(".")[2]
-    layout = "" if config.vllm.mode == "off" else f"-tp{config.vllm.tp}dp{config.vllm.dp}"
-    return f"{config.model.name}-{data}-{config.vllm.mode}{layout}-{configuration.identity(config)}"
+    layout = mode(config.vllm.mode).suffix(config.vllm.tp, config.vllm.dp)
+    return f"{config.model.name}-{data}-{layout}-{configuration.identity(config)}"
 
 
 def show_commands(console: Console, plan: Plan | BenchPlan) -> None:

@@ -57,15 +57,8 @@ def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
     cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
     trainer = f"GPU {','.join(plan.trainer_gpus)} ({name})" if plan.trainer_gpus else f"CPU, {cores}"
     many = f", {plan.batch.processes} processes" if plan.batch.processes > 1 else ""
-    layout = f"tp={plan.tp} dp={plan.dp}"
-    generation = {
-        "off": "transformers, in the trainer",
-        "colocate": f"vLLM in the trainer's processes, {layout}",
-        "server": f"vLLM server, {layout}, "
-        + (
-            f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "running already" if not plan.server else "CPU"
-        ),
-    }[plan.mode]
+    server = f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "CPU" if plan.server else "running already"
+    generation = plan.generation.where(plan.tp, plan.dp, server)
     return [("trainer", trainer + many), ("generate", generation)]
 
 

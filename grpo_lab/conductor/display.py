@@ -19,12 +19,8 @@ from grpo_lab.store.folder import Row, Run
 def banner(console: Console, config: Config, plan: BenchPlan, machine: Machine, folder: Path) -> None:
     name = f" ({machine.gpus[0].name})" if plan.gpus else ""
     where = f"GPU {','.join(plan.used)}{name}" if plan.gpus else f"CPU, {machine.cores} cores"
-    layout = f"tp={plan.tp} dp={plan.dp}"
-    generation = {
-        "off": f"transformers, {where}",
-        "colocate": f"vLLM in {plan.devices} process{'es' if plan.devices > 1 else ''}, {layout}, {where}",
-        "server": f"vLLM server, {layout}, {where if plan.server else f'running already at {plan.url}'}",
-    }[plan.mode]
+    place = f"running already at {plan.url}" if plan.url and not plan.server else where
+    generation = plan.generation.bench_where(plan.tp, plan.dp, plan.devices, place)
     alone = "exclusive: one point of a sweep at a time" if config.launcher.exclusive else "points share this machine"
     rounds = f"{config.bench.warmup} left out, {config.bench.repeats} measured"
     console.print(f"[bold]{folder}[/bold]  seed {config.seed}", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from grpo_lab.config import upstream
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
+from grpo_lab.planner.modes import mode
 
 KINDS = tuple(upstream.ALGORITHMS)
 CLASSIFIER = "grpo_lab.rewards.classifier.model"
@@ -79,7 +80,7 @@ def _check_online_dpo(config: Config) -> None:
             f"grpo.num_generations={config.grpo.get('num_generations')}: algorithm=online_dpo compares two completions"
             " of a prompt; grpo.num_generations=2"
         )
-    if config.vllm.mode != "off":
+    if mode(config.vllm.mode).engines:
         raise RequestError(
             f"vllm={config.vllm.mode}: TRL's OnlineDPOTrainer starts and feeds vLLM by itself, without the run's seed,"
             " lengths, engine options or a check of its weights; vllm=off, or algorithm=rloo"
@@ -96,7 +97,7 @@ def _check_online_dpo(config: Config) -> None:
 
 def _check_async(config: Config, machine: Machine, *, on_gpu: bool) -> None:
     """First what the machine lacks, then what AsyncGRPOTrainer does not take."""
-    if config.vllm.mode != "server":
+    if not mode(config.vllm.mode).served:
         raise RequestError(f"vllm={config.vllm.mode}: algorithm=async_grpo generates beside training; vllm=server")
     if not on_gpu:
         raise RequestError("algorithm=async_grpo: its attention is a FlashAttention-3 kernel, which needs CUDA GPUs")
@@ -136,7 +137,7 @@ def algorithm_notes(config: Config) -> Iterator[str]:
     kind, grpo = config.algorithm.kind, config.grpo
     if kind in ("rloo", "online_dpo", "async_grpo"):
         yield f"algorithm={kind}: TRL writes no completions, so there will be no completions.parquet"
-    if kind == "rloo" and config.vllm.mode != "off" and config.vllm.check_sync_every:
+    if kind == "rloo" and mode(config.vllm.mode).engines and config.vllm.check_sync_every:
         yield "algorithm=rloo: TRL compares no log-probabilities, so vLLM's weights are not checked"
     if kind == "online_dpo":
         yield "algorithm=online_dpo: TRL counts no completion tokens, so there will be no tokens per second"

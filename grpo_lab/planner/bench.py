@@ -16,9 +16,10 @@ from grpo_lab.machine.nodes import LOCAL
 from grpo_lab.planner.checks.ranges import check_ranges
 from grpo_lab.planner.checks.request import check_names, check_shape, check_upstream, check_vllm, unchecked
 from grpo_lab.planner.checks.secrets import check_secrets
-from grpo_lab.planner.commands import engine_options, memory_share, prepare_of, server_of, trainer_of, weight_transfer
+from grpo_lab.planner.commands import engine_options, prepare_of, server_of, trainer_of, weight_transfer
 from grpo_lab.planner.layout import allowed_gpus
 from grpo_lab.planner.loads import Load, loads_of
+from grpo_lab.planner.modes import Mode, memory_share, mode
 from grpo_lab.planner.parts import Command, Ports, Roles
 from grpo_lab.server.command import ServerPlan
 
@@ -55,6 +56,10 @@ class BenchPlan:
     nodes: int = 1
 
     @property
+    def generation(self) -> Mode:
+        return mode(self.mode)
+
+    @property
     def used(self) -> tuple[str, ...]:
         """Ids of the GPUs."""
         return self.trainer_gpus or self.server_gpus
@@ -83,7 +88,7 @@ class BenchPlan:
         if self.server is not None:
             yield "server", self.server
         for command in self.trainer:
-            yield ("client" if self.mode == "server" else "engines"), command
+            yield self.generation.bench_role, command
 
 
 def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -> BenchPlan:
@@ -115,8 +120,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         server=server,
         url=server.url if server else config.vllm.url,
         trainer=trainer_of(config, machine, folder, layout, ports, module=MODULE),
-        engine=_engine(config, loads, on_gpu=bool(gpus)) if config.vllm.mode == "colocate" else {},
-        weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
+        engine=_engine(config, loads, on_gpu=bool(gpus)) if mode(config.vllm.mode).colocated else {},
+        weight_transfer=weight_transfer(config, on_gpu=bool(gpus)),
         prepare=prepare_of(config, model_path, folder),
         notes=(*machine.notes, *unchecked(config, shape)),
     )
@@ -131,7 +136,7 @@ def _generating(config: Config) -> Config:
         raise RequestError("vllm.sleep=true: a bench has no trainer to make room for; vllm.sleep=false")
     if config.vllm.engine.get("disable_log_stats"):
         raise RequestError("vllm.engine.disable_log_stats=true: a bench needs vLLM's own counts; leave it out")
-    random = config.model.weights == "random" and config.vllm.mode != "off"
+    random = config.model.weights == "random" and mode(config.vllm.mode).engines
     engine = {"load_format": "dummy", **config.vllm.engine} if random else config.vllm.engine
     return dataclasses.replace(
         config,
@@ -163,10 +168,11 @@ def _check_lengths(config: Config, loads: tuple[Load, ...], context: int | None)
 
 def _check_engines(config: Config, loads: tuple[Load, ...]) -> None:
     """Every engine must get work: whole prompts where each process asks its own engine, completions of a server."""
+    served = mode(config.vllm.mode).served
     for load in loads:
-        work = load.in_flight * (load.num_generations if config.vllm.mode == "server" else 1)
+        work = load.in_flight * (load.num_generations if served else 1)
         if work < config.vllm.dp:
-            what = "completions" if config.vllm.mode == "server" else "requests"
+            what = "completions" if served else "requests"
             raise RequestError(
                 f"vllm.dp={config.vllm.dp}: load {load.name} has only {work} {what} in flight, fewer than engines"
             )
@@ -179,7 +185,7 @@ def _roles(config: Config, gpus: tuple[str, ...]) -> Roles:
         return Roles(1, (LOCAL,), ())
     if gpus and engines > len(gpus):
         raise RequestError(f"vllm.tp={vllm.tp} x vllm.dp={vllm.dp} need {engines} GPUs, there are {len(gpus)}")
-    if vllm.mode == "server":
+    if mode(vllm.mode).served:
         return Roles(1, (LOCAL,), (), (LOCAL,), gpus[:engines])
     return Roles(engines, (LOCAL,), gpus[:engines])
 

@@ -13,8 +13,9 @@ from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import Host
 from grpo_lab.machine.visible import environment
 from grpo_lab.planner.algorithms import own_arguments, passed_on, served_names
+from grpo_lab.planner.modes import memory_share, mode
 from grpo_lab.planner.parts import Batch, Command, Ports, Roles
-from grpo_lab.server.command import PATIENT, QUIET, ServerPlan, cpu_env, flags, server_argv, server_env
+from grpo_lab.server.command import PATIENT, ServerPlan, flags, server_argv, server_env
 from grpo_lab.server.exposure import check_bind
 from grpo_lab.server.key import KEY
 
@@ -27,7 +28,6 @@ def trl_arguments(
 ) -> dict[str, Any]:
     """What the trainer's config takes: what the user passed on, less the batch, plus what follows from the plan."""
     passed = {key: value for key, value in passed_on(config).items() if key != "generation_batch_size"}
-    vllm = config.vllm
     owned: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "per_device_train_batch_size": batch.per_device,
@@ -41,25 +41,10 @@ def trl_arguments(
         "trust_remote_code": config.model.trust_remote_code,
         "model_init_kwargs": _model_init(config),
         "reward_weights": [float(reward.get("weight", 1.0)) for reward in config.rewards.values()],
-        "use_vllm": vllm.mode != "off",
+        **mode(config.vllm.mode).trl_arguments(config, server.url if server else None, ports),
     }
     if passed.get("save_steps") == 0:
         owned["save_strategy"] = "no"  # else transformers saves at the end, whatever save_steps is
-    if vllm.mode == "colocate":
-        owned |= {
-            "vllm_mode": "colocate",
-            "vllm_tensor_parallel_size": vllm.tp,
-            "vllm_gpu_memory_utilization": memory_share(config),
-            "vllm_max_model_length": vllm.max_model_len,
-            "vllm_enable_sleep_mode": vllm.sleep,
-        }
-    if vllm.mode == "server":
-        owned |= {
-            "vllm_mode": "server",
-            "vllm_server_base_url": server.url if server else vllm.url,
-            "vllm_server_timeout": 30.0,
-            "vllm_group_port": ports.weights,
-        }
     defaults = {
         "bf16": on_gpu,
         "gradient_checkpointing": on_gpu,
@@ -93,11 +78,6 @@ def _sharding(distributed: DistributedConfig) -> dict[str, Any]:
     return {"deepspeed": {**_ZERO, "zero_optimization": zero}}
 
 
-def memory_share(config: Config) -> float:
-    default = 0.9 if config.vllm.mode == "server" else 0.3
-    return default if config.vllm.gpu_memory_utilization is None else config.vllm.gpu_memory_utilization
-
-
 def _model_init(config: Config) -> dict[str, Any]:
     wanted = {"dtype": config.model.dtype, "revision": config.model.revision, "attn_implementation": config.model.attn}
     return {key: value for key, value in wanted.items() if value is not None}
@@ -113,6 +93,7 @@ def server_of(
     host, gpus = roles.server[0], roles.server_gpus
     check_bind(config, host.address, host.name)
     on_cpu, backend = not gpus, weight_transfer(config, on_gpu=bool(gpus))
+    assert backend is not None  # only a mode with a server has roles.server
     if backend == "gloo" and "grpo-lab" not in machine.versions:
         raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
     # AsyncGRPOTrainer's other process asks over a session of its own, to which no header can be added.
@@ -183,8 +164,11 @@ def engine_options(config: Config, *, on_gpu: bool) -> dict[str, Any]:
     return {**chosen, **({} if on_gpu else on_cpu), **config.vllm.engine}
 
 
-def weight_transfer(config: Config, *, on_gpu: bool) -> str:
-    """How weights reach a server: NCCL between GPUs, gloo through the CPU elsewhere or where it is asked for."""
+def weight_transfer(config: Config, *, on_gpu: bool) -> str | None:
+    """How weights reach a server: NCCL between GPUs, gloo through the CPU elsewhere or where it is asked for. None
+    without a server."""
+    if not mode(config.vllm.mode).served:
+        return None
     wanted = config.vllm.weight_transfer
     if wanted == "nccl" and not on_gpu:
         raise RequestError("vllm.weight_transfer=nccl: NCCL needs GPUs; vllm.weight_transfer=gloo")
@@ -243,16 +227,7 @@ def _trainer_env(
     if config.distributed.offload and config.distributed.kind == "fsdp2":
         # Read by accelerate before it knows the plan: gradients in the host's memory are reduced over gloo.
         env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
-    if config.vllm.mode == "colocate":
-        env |= QUIET
-        # Left alone, TRL 1.16 looks for a free one, 29500 first: two runs that start together find the same.
-        env |= {"MASTER_PORT": str(ports.rendezvous)} if roles.processes == 1 else {}
-        env |= {} if gpus else cpu_env(processes, cores=machine.cores, engine=config.vllm.engine)
-    if config.vllm.mode == "server":
-        # TRL's HTTP session would take a proxy to the server, and its NCCL group the first address of the host.
-        direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", *(server.address for server in roles.server)]))
-        env |= {"NO_PROXY": direct, "no_proxy": direct}
-        env |= {"VLLM_HOST_IP": host.address} if roles.server else {}
+    env |= mode(config.vllm.mode).trainer_env(config, roles, host, ports, machine.cores)
     return env | _elsewhere(host) | {key: str(value) for key, value in config.vllm.env.items()}
 
 

@@ -22,12 +22,12 @@ from grpo_lab.planner.checks.request import check_names, check_shape, check_upst
 from grpo_lab.planner.checks.secrets import check_secrets
 from grpo_lab.planner.commands import RUN_VARIABLE, engine_options, prepare_of
 from grpo_lab.planner.layout import allowed_gpus, one_slice_each
+from grpo_lab.planner.modes import COLOCATE, OFF, SERVER, mode
 from grpo_lab.planner.parts import Command
 from grpo_lab.server.command import PATIENT, QUIET, cpu_env
 from grpo_lab.store.folder import Evaluation
 
 BATCH = {"transformers": 64, "vllm": 4096}
-MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -142,23 +142,22 @@ def _settled(config: Config, machine: Machine, *, on_gpu: bool) -> tuple[Config,
     What concerns training alone is dropped.
     """
     wanted = config.vllm.mode
-    if wanted in (AUTO, "server"):
-        config = _with_vllm(config, mode="colocate")
-    config, off = _with_vllm(config, sleep=False, url=None, check_sync_every=0, dp=1), _with_vllm(config, mode="off")
+    if wanted == AUTO or mode(wanted).served:
+        config = _with_vllm(config, mode=COLOCATE.name)
+    config = _with_vllm(config, sleep=False, url=None, check_sync_every=0, dp=1)
+    off = _with_vllm(config, mode=OFF.name, tp=1)
     if wanted == AUTO:
         try:
             check_vllm(config, machine, on_gpu=on_gpu)
         except RequestError as error:
             reason = str(error).removeprefix("vllm=colocate: ").partition(";")[0]
             return _checked(off, machine, on_gpu=on_gpu), reason
-    if wanted == "off":
-        return _checked(off, machine, on_gpu=on_gpu), "vllm=off"
+    if not mode(wanted).engines:
+        return _checked(off, machine, on_gpu=on_gpu), f"vllm={wanted}"
     return _checked(config, machine, on_gpu=on_gpu), ""
 
 
 def _with_vllm(config: Config, **changes: Any) -> Config:
-    if changes.get("mode") == "off":
-        changes |= {"tp": 1, "dp": 1, "sleep": False, "url": None}
     return dataclasses.replace(config, vllm=dataclasses.replace(config.vllm, **changes))
 
 
@@ -177,7 +176,7 @@ def _dtype(config: Config, *, on_gpu: bool) -> str:
 
 def _engine(config: Config, dtype: str, *, on_gpu: bool) -> dict[str, Any]:
     options = engine_options(config, on_gpu=on_gpu)
-    share = config.vllm.gpu_memory_utilization or MEMORY_SHARE
+    share = config.vllm.gpu_memory_utilization or SERVER.memory_share
     return {
         "dtype": dtype,
         "tensor_parallel_size": config.vllm.tp,

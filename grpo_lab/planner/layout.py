@@ -10,6 +10,7 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import LOCAL, Host, placeholders
+from grpo_lab.planner.modes import mode
 from grpo_lab.planner.parts import Batch, Roles
 
 
@@ -68,7 +69,7 @@ def hosts_of(config: Config, machine: Machine) -> tuple[Host, ...]:
 def roles(config: Config, gpus: tuple[str, ...], hosts: tuple[Host, ...], *, cores: int) -> Roles:
     if config.trainer_gpus is not None and config.trainer_gpus < 1:
         raise RequestError(f"trainer_gpus={config.trainer_gpus}: must be at least 1")
-    if config.vllm.mode == "colocate" and config.trainer_gpus not in (None, config.vllm.tp * config.vllm.dp):
+    if mode(config.vllm.mode).colocated and config.trainer_gpus not in (None, config.vllm.tp * config.vllm.dp):
         raise RequestError(
             f"trainer_gpus={config.trainer_gpus}: colocate has tp * dp = {config.vllm.tp * config.vllm.dp} processes,"
             " one GPU each; change vllm.tp or vllm.dp"
@@ -85,8 +86,8 @@ def _on_one(config: Config, gpus: tuple[str, ...], host: Host) -> Roles:
     """Trainer and server share the host's GPUs."""
     vllm, wanted = config.vllm, config.trainer_gpus
     engines = vllm.tp * vllm.dp
-    ours = vllm.mode == "server" and vllm.url is None
-    if vllm.mode == "colocate":
+    ours = mode(vllm.mode).served and vllm.url is None
+    if mode(vllm.mode).colocated:
         if gpus and engines > len(gpus):
             raise RequestError(f"vllm.tp={vllm.tp} x vllm.dp={vllm.dp} need {engines} GPUs, there are {len(gpus)}")
         return Roles(engines, (host,), gpus[:engines])
@@ -110,13 +111,13 @@ def _on_several(config: Config, gpus: tuple[str, ...], hosts: tuple[Host, ...], 
     room, of = (len(gpus), "GPUs") if gpus else (cores, "cores")
     if vllm.tp > room:
         raise RequestError(f"vllm.tp={vllm.tp}: an engine must fit on one machine, and each has {room} {of}")
-    if vllm.mode == "colocate":
+    if mode(vllm.mode).colocated:
         each = vllm.tp * _share("vllm.dp", vllm.dp, len(hosts))
         if each > room:
             need = f"need {each} {of} on each of {len(hosts)} machines, which have {room}"
             raise RequestError(f"vllm.tp={vllm.tp} x vllm.dp={vllm.dp} {need}")
         return Roles(vllm.tp * vllm.dp, hosts, gpus[:each])
-    ours = vllm.mode == "server" and vllm.url is None
+    ours = mode(vllm.mode).served and vllm.url is None
     spread = math.ceil(vllm.dp / (room // vllm.tp)) if ours else 0
     if spread >= len(hosts):
         need = f"vllm.tp={vllm.tp} vllm.dp={vllm.dp} take {spread} machines of {room} {of}, the trainer one more"

@@ -39,6 +39,7 @@ from grpo_lab.planner.commands import (
     weight_transfer,
 )
 from grpo_lab.planner.layout import allowed_gpus, batch_of, hosts_of, roles
+from grpo_lab.planner.modes import Mode, mode
 from grpo_lab.planner.notes import notes
 from grpo_lab.planner.parts import Batch, Command, Ports
 from grpo_lab.server.command import ServerPlan
@@ -81,6 +82,10 @@ class Plan:
     """What a user should know before the run starts."""
 
     @property
+    def generation(self) -> Mode:
+        return mode(self.mode)
+
+    @property
     def gpus(self) -> int:
         """Of the whole run, on all its machines."""
         return len(self.trainer_gpus) * len(self.trainer_hosts) + len(self.server_gpus) * len(self.server_hosts)
@@ -104,12 +109,12 @@ class Plan:
     @property
     def generating_devices(self) -> int:
         """GPUs that generate, on a machine without any: processes."""
-        return {"off": self.batch.processes, "colocate": self.batch.processes, "server": self.tp * self.dp}[self.mode]
+        return self.generation.generating(self.batch.processes, self.tp, self.dp)
 
     @property
     def devices(self) -> int:
         """All that the run occupies: GPUs, on a machine without any: processes."""
-        return self.gpus or self.batch.processes + (self.generating_devices if self.mode == "server" else 0)
+        return self.gpus or self.batch.processes + self.generation.beside(self.tp, self.dp)
 
 
 def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -> Plan:
@@ -154,7 +159,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         server=server,
         engines=engines_of(config, server, layout),
         engine=engine_options(config, on_gpu=bool(gpus)),
-        weight_transfer=weight_transfer(config, on_gpu=bool(gpus)) if config.vllm.mode == "server" else None,
+        weight_transfer=weight_transfer(config, on_gpu=bool(gpus)),
         prepare=prepare_of(config, model_path, folder),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         notes=(

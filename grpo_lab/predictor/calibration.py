@@ -55,7 +55,7 @@ class Measurement:
 
     def predicted(self, known: Coefficients) -> dict[str, float]:
         """The same phases."""
-        if set(self.seconds) == {"generate"} and self.layout.mode != "off":
+        if set(self.seconds) == {"generate"} and self.layout.generation.engines:
             return {"generate": speed.generation(self.work, self.layout, self.card, known)}
         found = asdict(speed.phases(self.work, self.layout, self.card, known))
         return {phase: found[phase] for phase in self.seconds}

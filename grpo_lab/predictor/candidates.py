@@ -10,7 +10,9 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.cards import Card
 from grpo_lab.machine.clusters import Cluster
+from grpo_lab.planner import modes
 from grpo_lab.planner.layout import allowed_gpus
+from grpo_lab.planner.modes import COLOCATE, OFF, SERVER
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import make_plan
 from grpo_lab.predictor import memory, speed, verdict
@@ -67,8 +69,8 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[tuple[Layout, Confi
     for mode, tp, dp, trainer, left in splits:
         for kind in KINDS if trainer > 1 else KINDS[:1]:
             spread = DistributedConfig(kind, config.distributed.offload and kind != "ddp")
-            vllm = replace(config.vllm, mode=mode, tp=tp, dp=dp, sleep=config.vllm.sleep and mode == "colocate")
-            own = trainer if mode == "server" else None
+            vllm = replace(config.vllm, mode=mode, tp=tp, dp=dp, sleep=config.vllm.sleep and modes.mode(mode).colocated)
+            own = trainer if modes.mode(mode).served else None
             one = replace(config, vllm=vllm, distributed=spread, trainer_gpus=own, nodes=cluster.nodes)
             yield Layout(mode, tp, dp, trainer, kind, 0, 0, cluster.nodes), one, left
 
@@ -81,26 +83,26 @@ def _sizes(config: Config, each: int) -> list[int]:
 def _serving(config: Config, cluster: Cluster) -> Iterator[tuple[str, int, int, int, int]]:
     for tp in _sizes(config, cluster.per_node):
         dp = cluster.per_node // tp * cluster.nodes
-        yield "server", tp, dp, 0, cluster.gpus - tp * dp
+        yield SERVER.name, tp, dp, 0, cluster.gpus - tp * dp
 
 
 def _splits(config: Config, cluster: Cluster) -> Iterator[tuple[str, int, int, int, int]]:
     """(mode, tp, dp, processes of the trainer, GPUs left over). An engine stays within one machine."""
     gpus, each = cluster.gpus, cluster.per_node
     sizes = _sizes(config, each)
-    yield "off", 1, 1, gpus, 0
+    yield OFF.name, 1, 1, gpus, 0
     for tp in sizes:
         dp = each // tp * cluster.nodes
-        yield "colocate", tp, dp, tp * dp, gpus - tp * dp
+        yield COLOCATE.name, tp, dp, tp * dp, gpus - tp * dp
     if cluster.nodes == 1:
         for trainer in range(1, gpus):
             for tp in (size for size in sizes if size <= gpus - trainer):
                 dp = (gpus - trainer) // tp
-                yield "server", tp, dp, trainer, gpus - trainer - tp * dp
+                yield SERVER.name, tp, dp, trainer, gpus - trainer - tp * dp
     for hosts in range(1, cluster.nodes):  # over several machines, whole ones for either role
         for tp in sizes:
             dp = each // tp * hosts
-            yield "server", tp, dp, gpus - hosts * each, hosts * each - tp * dp
+            yield SERVER.name, tp, dp, gpus - hosts * each, hosts * each - tp * dp
 
 
 def _judge(
@@ -144,7 +146,7 @@ def _timed(one: Judged, work: Workload, cluster: Cluster, calibration: Calibrati
 
 def _waves(work: Workload, layout: Layout, card: Card) -> str:
     """Where an engine cannot take all of its completions at once, and so reads its weights more often."""
-    if layout.mode == "off":
+    if not layout.generation.engines:
         return ""
     own, room = work.completions / layout.dp, memory.engine(work, layout, card).sequences
     most = min(room, memory.most_sequences(work, layout, card))
@@ -159,7 +161,7 @@ def _settled(bare: Layout, config: Config, work: Workload, cluster: Cluster) -> 
         RequestError: as make_plan does.
     """
     layout, work = _planned(bare, config, cluster), replace(work, offload=config.distributed.offload)
-    if layout.mode != "off" and work.max_model_len is None and not _holds_context(work, layout, cluster):
+    if layout.generation.engines and work.max_model_len is None and not _holds_context(work, layout, cluster):
         length = min(verdict.padded(work.length), work.shape.context or work.length)
         config = replace(config, vllm=replace(config.vllm, max_model_len=length))
         work = replace(work, max_model_len=length)

@@ -9,7 +9,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.cards import Card, card_of
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.bench import BenchPlan
-from grpo_lab.planner.commands import memory_share
+from grpo_lab.planner.modes import SERVER, memory_share
 from grpo_lab.planner.train import Plan
 from grpo_lab.predictor import verdict
 from grpo_lab.predictor.memory import LEAKS_BELOW, STREAMS, leaks
@@ -36,7 +36,7 @@ def advice(config: Config, plan: Plan, machine: Machine) -> str:
         return ""
     said = _expected(config, Layout.of(config, plan), machine)
     vllm = machine.versions.get("vllm", "")
-    if plan.mode == "server" and leaks(vllm):
+    if plan.generation.served and leaks(vllm):
         left = f"leaves 2 GiB with the trainer at every sync, up to {STREAMS}, that only torch can use"
         said += f"\nvLLM {vllm} {left}; {'.'.join(map(str, LEAKS_BELOW))} does not"
     return said
@@ -53,12 +53,12 @@ def advice_bench(config: Config, plan: BenchPlan, machine: Machine) -> str:
 
 
 def _on_gpus(plan: BenchPlan) -> bool:
-    return bool(plan.gpus) and plan.mode != "off"
+    return bool(plan.gpus) and plan.generation.engines
 
 
 def _alone(config: Config, plan: BenchPlan) -> tuple[Config, Layout]:
     alone = dataclasses.replace(config.vllm, gpu_memory_utilization=memory_share(config), sleep=False)
-    layout = Layout.generating("server", plan.tp, plan.dp)
+    layout = Layout.generating(SERVER.name, plan.tp, plan.dp)
     return dataclasses.replace(config, vllm=alone), layout
 
 

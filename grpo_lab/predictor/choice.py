@@ -13,6 +13,7 @@ from grpo_lab.config.schema import Config, DistributedConfig, LayoutConfig
 from grpo_lab.machine.clusters import cluster
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.layout import allowed_gpus
+from grpo_lab.planner.modes import COLOCATE, OFF, SERVER
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import make_plan
 from grpo_lab.predictor import calibration, verdict
@@ -85,7 +86,7 @@ def _on_cpu(config: Config, machine: Machine) -> list[Judged]:
     found, refused = [], ""
     for bare in _on_cores(machine.cores):
         vllm = replace(config.vllm, mode=bare.mode, tp=bare.tp, dp=bare.dp)
-        own = None if bare.mode == "colocate" else bare.trainer
+        own = None if bare.generation.colocated else bare.trainer
         one = replace(config, vllm=vllm, trainer_gpus=own, distributed=DistributedConfig())
         try:
             make_plan(one, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0))
@@ -102,10 +103,10 @@ def _on_cores(cores: int) -> Iterator[Layout]:
     """As many processes as there are cores, one of them, and the other modes between."""
     sizes = sorted({1, cores})
     for count in sizes:
-        yield Layout("off", 1, 1, count, "ddp", 0, 0)
+        yield Layout(OFF.name, 1, 1, count, "ddp", 0, 0)
     for count in sizes:
-        yield Layout("colocate", 1, count, count, "ddp", 0, 0)
-    yield Layout("server", 1, 1, 1, "ddp", 0, 0)
+        yield Layout(COLOCATE.name, 1, count, count, "ddp", 0, 0)
+    yield Layout(SERVER.name, 1, 1, 1, "ddp", 0, 0)
 
 
 def _fastest(config: Config, found: list[Judged], say: Say, trial: Trial) -> Config:

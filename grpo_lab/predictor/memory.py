@@ -24,8 +24,6 @@ LEAKS_BELOW, STREAMS = (0, 29), 32
 blocks for each."""
 GRAPHS = 1.0 * GIB
 """CUDA graphs of the decode sizes, outside of vLLM's share."""
-SHARE = {"colocate": 0.3, "server": 0.9}
-"""vllm.gpu_memory_utilization where it is null."""
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 """Of TRL 1.16's chunked log-probabilities, which never hold batch x length x vocabulary logits."""
 LIVE = 2e9
@@ -50,7 +48,7 @@ def trainer(work: Workload, layout: Layout) -> Need:
     if layout.kind == "ddp" and layout.trainer == layout.accumulation == 1:
         # No gradients of an earlier pass: they come as the activations go.
         parts["gradients"] = max(0.0, parts["gradients"] - parts["activations"] - parts["logits"])
-    if layout.mode == "off":
+    if not layout.generation.engines:
         parts["generation cache"] = _own_cache(work, layout)
     parts["buffers"] += _transfer(work, layout)
     slack = {part: size * SLACK for part, size in parts.items() if size}
@@ -72,7 +70,7 @@ def _states(work: Workload, layout: Layout) -> dict[str, float]:
         }
     elif layout.kind == "zero3":
         state = {"weights": 2.0 * total / n, "gradients": 2.0 * trained / n, "optimizer": 12.0 * trained / n}
-        state["buffers"] = min(LIVE, 2.0 * total) + (2.0 * total if layout.mode == "off" else 0.0)
+        state["buffers"] = min(LIVE, 2.0 * total) + (0.0 if layout.generation.engines else 2.0 * total)
     elif layout.kind == "fsdp2":
         # accelerate keeps float32 shards; while it accumulates, whole gradients stay on every rank (no_sync).
         state = {"weights": 4.0 * total / n, "gradients": 4.0 * trained / n + (2.0 * trained if accumulates else 0.0)}
@@ -152,16 +150,16 @@ def _own_cache(work: Workload, layout: Layout) -> float:
 
 def _transfer(work: Workload, layout: Layout) -> float:
     """Buffers of rank 0 for a server, two packed and what goes into them; colocated, the largest matrix gathered."""
-    if layout.mode == "server":
+    if layout.generation.served:
         return 2 * min(BUFFER, weights(work, work.held_bytes)) + min(BUFFER, weights(work, work.held_bytes))
     sharded = layout.kind in ("fsdp2", "zero3")
-    return 4.0 * work.shape.vocab * work.shape.hidden if layout.mode == "colocate" and sharded else 0.0
+    return 4.0 * work.shape.vocab * work.shape.hidden if layout.generation.colocated and sharded else 0.0
 
 
 def left_behind(work: Workload, layout: Layout, vllm: str, syncs: int) -> float:
     """Bytes that a trainer beside a server keeps reserved without need, after so many transfers; `vllm`: its version,
     empty if unknown. Torch frees them before it is out of memory, so they are no part of what has to fit."""
-    if layout.mode != "server" or not layout.trainer or not leaks(vllm):
+    if not layout.generation.served or not layout.trainer or not leaks(vllm):
         return 0.0
     return min(2 * max(0, syncs - 1), STREAMS) * min(BUFFER, weights(work, work.held_bytes))
 
@@ -200,15 +198,15 @@ def engine(work: Workload, layout: Layout, card: Card) -> Engine:
     """One GPU of the tp that an engine has. vLLM takes its share of the whole card, whatever else is on it; where it is
     told the size of its KV cache, that and what it needs beside."""
     shape, tp = work.shape, layout.tp
-    share = (SHARE[layout.mode] if work.utilization is None else work.utilization) * card.memory
+    share = (layout.generation.memory_share if work.utilization is None else work.utilization) * card.memory
     own = weights(work) / tp
-    batched = work.max_num_batched_tokens or (4096 if layout.mode == "colocate" else 8192 if card.large else 2048)
+    batched = work.max_num_batched_tokens or (4096 if layout.generation.colocated else 8192 if card.large else 2048)
     rows = min(most_sequences(work, layout, card), batched)
     mlp = shape.mlp * max(1, shape.experts_per_token)
     profiled = batched * (4.0 * shape.hidden + 6.0 * mlp / tp) + 8.0 * rows * shape.vocab
     beneath = own + profiled + CONTEXT
     share, pool = (share, share - beneath) if work.cache is None else (beneath + work.cache, work.cache)
-    beside = (0.0 if work.eager else GRAPHS) + (4 * min(BUFFER, own) if layout.mode == "server" else 0.0)
+    beside = (0.0 if work.eager else GRAPHS) + (4 * min(BUFFER, own) if layout.generation.served else 0.0)
     each = work.prompt / sharing(work, layout) + work.completion
     return Engine(share, own, profiled, pool, beside, max(pool, 0.0) / (kv_bytes(work, tp) * each))
 
@@ -217,14 +215,14 @@ def sharing(work: Workload, layout: Layout) -> float:
     """Completions of one engine that have a prompt, and its KV cache, in common. A trainer's process gives its engine
     whole groups; a server deals the completions of one group out to all its engines (experiments/tp_dp_2gpu: of 8
     completions 7 find their prompt in the cache of one engine, 6 in those of two)."""
-    return work.generations if layout.mode != "server" else max(1.0, work.generations / layout.dp)
+    return max(1.0, work.generations / layout.dp) if layout.generation.served else work.generations
 
 
 def most_sequences(work: Workload, layout: Layout, card: Card) -> int:
     """max_num_seqs: TRL asks a colocated engine for all of its completions at once, a server has vLLM's default."""
     if work.max_num_seqs:
         return work.max_num_seqs
-    if layout.mode == "colocate":
+    if layout.generation.colocated:
         return max(1, work.completions // layout.dp)
     return 1024 if card.large else 256
 
@@ -232,10 +230,10 @@ def most_sequences(work: Workload, layout: Layout, card: Card) -> int:
 def fullest(work: Workload, layout: Layout, card: Card) -> dict[str, Need]:
     """Role -> what its fullest GPU needs. Colocated roles share one; asleep, vLLM leaves nothing of note while the
     trainer trains, and the trainer only its states while vLLM generates."""
-    if layout.mode == "off":
+    if not layout.generation.engines:
         return {"trainer": trainer(work, layout)}
     vllm = engine(work, layout, card)
-    if layout.mode == "server":
+    if layout.generation.served:
         rest = max(0.0, vllm.share - vllm.weights - vllm.profiled - max(vllm.pool, 0.0))
         server = {"server": Need({**vllm.parts, "context": rest}, given=vllm.share + vllm.beside)}
         return {"trainer": trainer(work, layout), **server} if layout.trainer else server

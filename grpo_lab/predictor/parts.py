@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.modes import Mode, mode
 from grpo_lab.planner.train import Plan
 
 
@@ -47,21 +48,21 @@ class Layout:
         return cls(mode, tp, dp, trainer=0, kind="ddp", per_device=0, accumulation=0, nodes=nodes)
 
     @property
+    def generation(self) -> Mode:
+        return mode(self.mode)
+
+    @property
     def gpus(self) -> int:
-        return self.trainer + (self.tp * self.dp if self.mode == "server" else 0)
+        return self.trainer + self.generation.beside(self.tp, self.dp)
 
     @property
     def engines(self) -> int:
         """That share the completions of a step; with `off` the trainer's processes."""
-        return self.trainer if self.mode == "off" else self.dp
+        return self.generation.sharing(self.trainer, self.dp)
 
     def __str__(self) -> str:
-        if self.mode == "off":
-            return f"off, trainer {self.trainer} {self.kind}"
-        if self.mode == "colocate":
-            return f"colocate tp={self.tp} dp={self.dp} {self.kind}"
-        trainer = f", trainer {self.trainer} {self.kind}" if self.trainer else ""
-        return f"server tp={self.tp} dp={self.dp}{trainer}"
+        trainer = f" {self.kind}" if self.generation.colocated else f", trainer {self.trainer} {self.kind}"
+        return self.generation.layout(self.tp, self.dp) + (trainer if self.trainer else "")
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,11 @@ def phases(work: Workload, layout: Layout, card: Card, known: Coefficients) -> P
     """Of one step, with the slowest process counting; without a trainer only generation."""
     if layout.trainer == 0:
         return Phases(generation(work, layout, card, known), 0.0, 0.0, 0.0, 0.0)
-    generate = (
-        own_generation(work, layout, card, known) if layout.mode == "off" else generation(work, layout, card, known)
-    )
+    engines = layout.generation.engines
+    generate = (generation if engines else own_generation)(work, layout, card, known)
     return Phases(
         generate=generate,
-        sync=0.0 if layout.mode == "off" else sync(work, layout, card, known),
+        sync=sync(work, layout, card, known) if engines else 0.0,
         logprobs=logprobs(work, layout, card, known),
         train=training(work, layout, card, known),
         other=known.other_s + known.other_completion_s * work.completions / layout.trainer,
@@ -109,7 +108,7 @@ def decode_step(work: Workload, layout: Layout, card: Card, known: Coefficients,
     product = 2 * work.active * sequences / (tp * card.flops * known.decode_matrix)
     linear = max(read_weights(work, sequences) / tp / bandwidth, product)
     cache = sequences * (work.prompt + work.completion / 2) * memory.kv_bytes(work, tp) / bandwidth
-    served = layout.mode == "server"
+    served = layout.generation.served
     step_s, each_s = (known.server_step_s, known.server_sequence_s) if served else (known.step_s, known.sequence_s)
     each_s += known.server_logprob_s if served and layout.trainer else 0.0
     reduced = 2 * (tp - 1) / tp * sequences * shape.hidden * 2 / (card.link * known.link)
@@ -148,7 +147,7 @@ def sync(work: Workload, layout: Layout, card: Card, known: Coefficients) -> flo
     seconds = work.shape.layers * known.sync_layer_s
     if layout.kind in ("fsdp2", "zero3"):
         seconds += gather(work, layout, card, known)
-    if layout.mode == "colocate":
+    if layout.generation.colocated:
         return seconds + 2 * memory.weights(work) / (card.bandwidth * known.bandwidth)
     rate = card.link if layout.nodes == 1 else card.network
     return seconds + memory.weights(work, work.held_bytes) / (rate * known.transfer)
@@ -166,7 +165,7 @@ def forward(work: Workload, layout: Layout, card: Card, known: Coefficients) -> 
 
 def logprobs(work: Workload, layout: Layout, card: Card, known: Coefficients) -> float:
     """One pass for vLLM's importance sampling correction, one for a reference."""
-    passes = int(layout.mode != "off" and work.corrected) + int(work.reference)
+    passes = int(layout.generation.engines and work.corrected) + int(work.reference)
     once = forward(work, layout, card, known)
     if layout.kind in ("fsdp2", "zero3"):
         once += layout.accumulation * gather(work, layout, card, known)

@@ -31,7 +31,7 @@ def judge(work: Workload, layout: Layout, card: Card, *, own_server: bool = True
     needs = memory.fullest(work, layout, card)
     if not own_server:
         needs.pop("server", None)
-    cache = [_cache(work, layout, card)] if layout.mode != "off" and own_server else []
+    cache = [_cache(work, layout, card)] if layout.generation.engines and own_server else []
     found = [*cache, *(_role(role, need, work, layout, card) for role, need in needs.items())]
     worst = max((kind for kind, _ in found), key=(FITS, TIGHT, NO).index)
     return Verdict(worst, "; and ".join(reason for kind, reason in found if kind == worst and reason), needs)
@@ -60,7 +60,7 @@ def _way_out(role: str, work: Workload, layout: Layout, card: Card) -> str:
 
 def _ways(work: Workload, layout: Layout) -> Iterator[tuple[str, Workload, Layout]]:
     """What else could be asked for that needs less memory."""
-    if layout.mode == "colocate" and not work.sleep:
+    if layout.generation.colocated and not work.sleep:
         yield "vllm.sleep=true", replace(work, sleep=True), layout
     if layout.trainer > 1:
         for kind in ("zero3", "fsdp2"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config.schema import NOT_IDENTITY
+from grpo_lab.planner.modes import mode
 from grpo_lab.reporter import estimates
 from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.store import measures
@@ -186,9 +187,8 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> Axes:
 def _words(axes: Axes) -> str:
     """`colocate tp=1 dp=2 learning_rate=1e-06`; a model and a load stand for themselves."""
     words = [str(axes[key]) for key in ("model", "load") if axes.get(key) is not None]
-    mode = axes.get("vllm_mode")
-    if mode is not None:
-        words += ["vllm off"] if mode == "off" else [mode, f"tp={axes.get('tp')}", f"dp={axes.get('dp')}"]
+    if axes.get("vllm_mode") is not None:
+        words.append(mode(str(axes["vllm_mode"])).words(axes.get("tp"), axes.get("dp")))
     if axes.get("gpus"):
         words.append(f"{axes['gpus']} GPUs" if axes["gpus"] != 1 else "1 GPU")
     rest = {key: value for key, value in axes.items() if key not in ("model", "load", "vllm_mode", "tp", "dp", "gpus")}

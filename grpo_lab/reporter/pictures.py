@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from grpo_lab.planner import modes
 from grpo_lab.reporter.colours import INK, LIGHT, LINE, SERIES, SOFT, VARIABLES
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.curves import ACCURACY, REWARD, Curve
@@ -78,8 +79,9 @@ def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture
     found = []
     together: dict[tuple[str, str], list[Configuration]] = {}
     for one in configurations:
-        if one.asked.get("vllm_mode") != "off":
-            together.setdefault((one.work, str(one.asked.get("vllm_mode"))), []).append(one)
+        mode = one.asked.get("vllm_mode")
+        if mode is None or modes.mode(mode).engines:
+            together.setdefault((one.work, str(mode)), []).append(one)
     for (work, mode), several in together.items():
         cells = {(int(one.asked.get("tp", 1)), int(one.asked.get("dp", 1))): one for one in several}
         if len(cells) == len(several) >= 2:  # not where something else is varied too: a cell is one configuration

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.modes import mode
 from grpo_lab.store import folder as store
 from grpo_lab.store import measures, stats
 from grpo_lab.store.folder import Row, Run
@@ -142,9 +143,7 @@ def _made(result: Row, env: Row) -> str:
     gpus = env.get("gpus") or []
     where = f"{result['gpus']} of {len(gpus)} GPUs" if gpus else f"{env['cores']} cores, {env['processor']}"
     versions = ", ".join(f"{name} {env[name]}" for name in VERSIONS if env.get(name))
-    generation = "transformers"
-    if result["vllm_mode"] != "off":
-        generation = f"vLLM {result['vllm_mode']}, tp={result['tp']} dp={result['dp']}"
+    generation = mode(result["vllm_mode"]).generator(result["tp"], result["dp"])
     return "\n".join(
         [
             f"- generation: {generation}",

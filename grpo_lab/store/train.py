@@ -100,7 +100,7 @@ def _mfu(rows: list[Row], config: Config, plan: Plan) -> Any:
     active = policy.active_parameters(config.model)
     if not plan.peak_flops or not active:
         return None
-    passes = FORWARD_BACKWARD + FORWARD + (FORWARD if plan.mode != "off" else 0)
+    passes = FORWARD_BACKWARD + FORWARD + (FORWARD if plan.generation.engines else 0)
     work = passes * active
     return stats.timing(
         [

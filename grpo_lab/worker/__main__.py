@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
     folder = Path(sys.argv[1])
     with uncollected():
-        if records.must_read(Run(folder).plan, Plan).mode == "off":
+        if not records.must_read(Run(folder).plan, Plan).generation.engines:
             without_vllm()
         from grpo_lab.worker.train import train
 

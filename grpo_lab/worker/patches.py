@@ -12,6 +12,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.modes import mode
 from grpo_lab.planner.train import Plan
 from grpo_lab.server import gloo as weight_transfer
 from grpo_lab.server.key import bearer
@@ -28,11 +29,11 @@ def adapted(config: Config, plan: Plan) -> Iterator[None]:
     TRL builds `vllm.LLM` with fixed arguments and meets the server through `VLLMClient`, with NCCL only. The names are
     replaced in TRL's module; tests/vllm/ fails when they are gone.
     """
-    if config.vllm.mode == "colocate":
+    if plan.generation.colocated:
         weight_transfer.register()
         with _replaced("LLM", _engine(config, plan.engine, vllm_generation.LLM)):
             yield
-    elif config.vllm.mode == "server":
+    elif plan.generation.served:
         client = vllm_generation.VLLMClient
         if plan.weight_transfer == "gloo":
             client = weight_transfer.gloo_client(timeout_s=2 * config.timeouts.sync)  # the watchdog comes first
@@ -106,5 +107,5 @@ def seed(trainer: GRPOTrainer, config: Config) -> None:
     A colocated vLLM samples from this process's generators, which TRL 1.16 leaves alike for every run; processes that
     share one engine must draw alike, all others differently. The server gets its seed on its command line.
     """
-    sharing = config.vllm.tp if config.vllm.mode == "colocate" else 1
+    sharing = config.vllm.tp if mode(config.vllm.mode).colocated else 1
     set_seed(config.seed * SEED_STRIDE + trainer.accelerator.process_index // sharing)

@@ -84,7 +84,7 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     if outcome.failure is None:
         error = _recognized(error, run)
         known, message = _explain(error)
-        if known == "server_died" and records.must_read(run.plan, Plan).mode != "server":
+        if known == "server_died" and not records.must_read(run.plan, Plan).generation.served:
             known = "error"
         if known == "disk_full":
             run.ballast.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _train(run: Run, started: float) -> None:
     devices = {"devices": plan.devices, "generating": plan.generating_devices}
     recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness)
     trainer.add_callback(recorder)
-    if config.vllm.mode != "off" and config.vllm.check_sync_every:
+    if plan.generation.engines and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
     trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
     if held_out is not None and config.eval.every:

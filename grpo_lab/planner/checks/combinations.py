@@ -8,6 +8,7 @@ from typing import Any
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, EvalConfig
 from grpo_lab.machine.gpus import Machine
+from grpo_lab.planner.modes import mode
 
 
 def check_combinations(config: Config) -> None:
@@ -37,7 +38,7 @@ def _adapter(config: Config) -> Iterator[tuple[bool, str]]:
     )
     # trl issues 4973 and 3466: merging leaves 4-bit bytes or full weights, and vLLM has the other shape or old scales.
     yield (
-        quantized and config.vllm.mode != "off",
+        quantized and mode(config.vllm.mode).engines,
         f"peft=qlora vllm={config.vllm.mode}: TRL cannot bring 4-bit weights to vLLM; peft=lora, or vllm=off",
     )
     # accelerate leaves 4-bit weights out of FSDP2's sharding; transformers loads them without zero.Init.
@@ -70,7 +71,7 @@ def _options(grpo: dict[str, Any]) -> Iterator[tuple[bool, str]]:
 
 def _generation(config: Config) -> Iterator[tuple[bool, str]]:
     grpo, adapted = config.grpo, config.peft.kind != "none"
-    through_vllm = config.vllm.mode != "off"
+    through_vllm = mode(config.vllm.mode).engines
     yield (
         adapted and bool(grpo.get("sync_ref_model")),
         "grpo.sync_ref_model=true: with an adapter the reference is the model without it; grpo.sync_ref_model=false",
@@ -80,9 +81,9 @@ def _generation(config: Config) -> Iterator[tuple[bool, str]]:
         "grpo.ds3_gather_for_generation=false: vLLM needs the gathered weights; leave it true, or vllm=off",
     )
     corrected = grpo.get("vllm_importance_sampling_correction", True)
-    mode = grpo.get("vllm_importance_sampling_mode", "sequence_mask")
+    correction = grpo.get("vllm_importance_sampling_mode", "sequence_mask")
     yield (
-        through_vllm and grpo.get("loss_type") == "vespo" and corrected and not mode.startswith("token"),
+        through_vllm and grpo.get("loss_type") == "vespo" and corrected and not correction.startswith("token"),
         "grpo.loss_type=vespo: set grpo.vllm_importance_sampling_mode=token_truncate or token_mask",
     )
 
@@ -100,5 +101,5 @@ def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
 
 
 def combination_notes(config: Config) -> Iterator[str]:
-    if config.peft.kind != "none" and config.distributed.kind == "fsdp2" and config.vllm.mode != "off":
+    if config.peft.kind != "none" and config.distributed.kind == "fsdp2" and mode(config.vllm.mode).engines:
         yield "TRL merges an adapter that fsdp2 has sharded before it sends it to vLLM, and marks this as untried"

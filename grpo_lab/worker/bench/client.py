@@ -16,6 +16,8 @@ from typing import Any
 
 import aiohttp
 
+from grpo_lab.config.schema import Config
+from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.loads import Load, Request
 from grpo_lab.server.counters import Counts, read_counts
 from grpo_lab.server.key import bearer
@@ -179,3 +181,7 @@ def _checked(request: Request, completions: int, answer: Answer) -> int:
     if request.timed and lengths != [request.length] * completions:
         raise BenchFailed(f"a stream brought completions of {lengths} tokens, not {completions} of {request.length}")
     return usage["completion_tokens"]
+
+
+def generator(config: Config, plan: BenchPlan) -> Client:
+    return Client(plan.url)

@@ -126,3 +126,7 @@ def _together(shares: Sequence[Any], seconds: float) -> Measured:
         preemptions=sum(count.preemptions for count in counts),
         prefix_cache_hit_share=sum(count.hits for count in counts) / queried if queried else None,
     )
+
+
+def generator(config: Config, plan: BenchPlan) -> Engines:
+    return Engines(config, plan)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +34,7 @@ def bench(folder: Path, *, started: float) -> None:
     vocabulary = ordinary_tokens(config, plan.model_path)
     generator = _generator(config, plan)
     if generator.tells:
-        startup_s = None if plan.mode == "server" else time.perf_counter() - started
+        startup_s = None if plan.generation.served else time.perf_counter() - started
         records.write(run.outcome, Outcome(startup_s=startup_s, kv_cache_tokens=generator.kv_cache_tokens))
     log = _open_tracker(config, run, tells=generator.tells)
     finished = False
@@ -74,17 +75,9 @@ def ordinary_tokens(config: Config, model_path: str) -> list[int]:
 
 def _generator(config: Config, plan: BenchPlan) -> Generator:
     """Imported here: each needs packages that the others do not."""
-    if plan.mode == "server":
-        from grpo_lab.worker.bench.client import Client
-
-        return Client(plan.url)
-    if plan.mode == "colocate":
-        from grpo_lab.worker.bench.colocated import Engines
-
-        return Engines(config, plan)
-    from grpo_lab.worker.bench.plain import Transformers
-
-    return Transformers(config, plan)
+    module = import_module(f"grpo_lab.worker.bench.{plan.generation.bench}")
+    generator: Generator = module.generator(config, plan)
+    return generator
 
 
 def _rounds(

@@ -82,3 +82,7 @@ class Transformers:
         if whole.shape != (len(lengths), longest + most):
             raise BenchFailed(f"generate() gave {tuple(whole.shape)}, not {(len(lengths), longest + most)}")
         return int(lengths.sum())
+
+
+def generator(config: Config, plan: BenchPlan) -> Transformers:
+    return Transformers(config, plan)
