@@ -18,7 +18,7 @@ from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor import display
-from grpo_lab.conductor.train import Failure, Stop, ended_by_itself, prepare, server_of, stop_signals, train
+from grpo_lab.conductor.train import Failed, Stop, ended_by_itself, of_server, prepare, server_of, stop_signals, train
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.cli import exit_codes, run_app
 from grpo_lab.config.errors import RunFailed
@@ -33,11 +33,11 @@ from grpo_lab.planner.parts import Ports
 from grpo_lab.predictor.check import advice_bench, check_bench
 from grpo_lab.server.exposure import check_url
 from grpo_lab.server.process import ServerError
-from grpo_lab.store import bench as outcome
-from grpo_lab.store import folder as store
-from grpo_lab.store import tracker
+from grpo_lab.store import bench as summing
+from grpo_lab.store import records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Failure, Result
 from grpo_lab.train import LEFTOVERS_S, create, settle_folder, show_commands
 
 DEFAULTS = Config(
@@ -89,32 +89,33 @@ def default_name(config: Config) -> str:
     return f"bench-{config.model.name}-{layout}-{configuration.identity(config)}"
 
 
-def execute(run: Run, config: Config, plan: BenchPlan, console: Console, turn: AbstractContextManager[object]) -> Row:
+def execute(
+    run: Run, config: Config, plan: BenchPlan, console: Console, turn: AbstractContextManager[object]
+) -> Result:
     """Start the children, wait for the end, write result.json. Raises RunFailed if the bench did not finish."""
-    failed: Row | None = None
+    failure: Failure | None = None
     seen: Row = {}
     with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
         try:
             prepare(run, config, plan, progress, stop)
             measure(run, config, plan, progress, stop, turn, seen)
-        except Failure as failure:
-            failed = failure.row
+        except Failed as failed:
+            failure = failed.failure
         except ServerError as error:
-            log = str(run.server_log) if run.server_log.is_file() else None
-            failed = {"class": error.failure_class, "message": str(error), "log": log}
+            failure = of_server(run, error)
         except KeyboardInterrupt:
             stop.hard = True
     if stop.asked and not ended_by_itself(run):
         console.print("stopped; the same command measures again", highlight=False)
         raise RunFailed("stopped", exit_code=128 + stop.number)
-    if failed and failed["class"] == "oom" and (said := advice_bench(config, plan, read_machine(config.gpus))):
-        failed["message"] += f"\n{said}"
-    result = outcome.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=seen)
-    store.write_json(run.result, result)
-    if failed:
-        terminal.failure(console, failed)
-        raise RunFailed(failed["message"])
-    display.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
+    if failure and failure.class_ == "oom" and (way_out := advice_bench(config, plan, read_machine(config.gpus))):
+        failure = failure.adding(f"\n{way_out}")
+    result = summing.build(run, config, plan, failure=failure, server=seen)
+    records.write(run.result, result)
+    if failure:
+        terminal.failure(console, failure)
+        raise RunFailed(failure.message)
+    display.summary(console, run, result, run.read_outcome().look)
     return result
 
 
@@ -135,10 +136,10 @@ def measure(
         try:
             with turn:
                 train(run, config, plan, progress, stop, check_server)
-        except Failure as failure:
+        except Failed as failed:
             deadline = time.monotonic() + LAST_WORDS_S
             # The client only saw a broken connection; the server's end says why.
-            while failure.row["class"] == "server_died" and check_server and time.monotonic() < deadline:
+            while failed.failure.class_ == "server_died" and check_server and time.monotonic() < deadline:
                 check_server()
                 time.sleep(0.5)
             raise

@@ -30,9 +30,9 @@ from grpo_lab.conductor.request import Request, read_request
 from grpo_lab.config import schema as configuration
 from grpo_lab.config.cli import explain, quoted, refuse
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.redaction import redact, redact_command
+from grpo_lab.config.redaction import redact_command
 from grpo_lab.machine import locks, processes
-from grpo_lab.machine.gpus import Machine, describe, read_machine
+from grpo_lab.machine.gpus import Machine, read_machine
 from grpo_lab.machine.logs import Log
 from grpo_lab.machine.processes import Child
 from grpo_lab.planner.commands import RUN_VARIABLE
@@ -40,7 +40,9 @@ from grpo_lab.planner.evaluate import EvaluationPlan, commands_of, make_plan, na
 from grpo_lab.planner.parts import Command
 from grpo_lab.store import evaluate as outcome
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Evaluation, Row, Run
+from grpo_lab.store.records import Progress
 from grpo_lab.store.stats import Proportion
 from grpo_lab.train import git_commit
 
@@ -119,9 +121,9 @@ def settle(request: Request, plan: EvaluationPlan, machine: Machine, work: Evalu
 def create(request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation) -> None:
     work.progress.unlink(missing_ok=True)
     store.save_config(request.config, work.config)
-    store.write_json(work.plan, redact(dataclasses.asdict(plan)))
+    store.save_plan(work.plan, plan)
     command = redact_command(["python", "-m", "grpo_lab.evaluate", *sys.argv[1:]])
-    store.write_json(work.env, {"command": command, "git_commit": git_commit(), **describe(machine)})
+    records.write(work.env, records.env(machine, command=command, git_commit=git_commit()))
 
 
 def carry_out(command: Command, work: Evaluation, console: Console) -> None:
@@ -156,8 +158,9 @@ def stopping(work: Evaluation, progress: terminal.Progress) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        said = store.read_json(work.progress) or {"done": 0, "total": "?"}
-        progress.say(f"stopped at {said['done']} of {said['total']} problems; the same command goes on from there")
+        place = records.read(work.progress, Progress)
+        where = f"{place.done} of {place.total}" if place else "0 of ?"
+        progress.say(f"stopped at {where} problems; the same command goes on from there")
         raise
     finally:
         for number, handler in before.items():

@@ -27,7 +27,7 @@ from grpo_lab.config.redaction import redact, redact_command
 from grpo_lab.config.schema import CONF, Config
 from grpo_lab.machine import locks, processes
 from grpo_lab.machine.disk import hold_back
-from grpo_lab.machine.gpus import Machine, describe, read_machine
+from grpo_lab.machine.gpus import Machine, read_machine
 from grpo_lab.machine.nodes import read_hosts
 from grpo_lab.machine.ports import lease
 from grpo_lab.planner.bench import BenchPlan
@@ -38,10 +38,11 @@ from grpo_lab.planner.train import Plan, make_plan, shell
 from grpo_lab.predictor.check import check as check_fit
 from grpo_lab.predictor.choice import settled
 from grpo_lab.server.exposure import check_url
-from grpo_lab.store import checkpoints, tracker
+from grpo_lab.store import checkpoints, records, tracker
 from grpo_lab.store import folder as store
 from grpo_lab.store import train as results
-from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Env, Result
 
 configuration.register()
 
@@ -115,8 +116,8 @@ def show_commands(console: Console, plan: Plan | BenchPlan) -> None:
 
 
 def settle_folder(
-    run: Run, config: Config, console: Console, *, show: Callable[[Console, Run, Row, None], None] = terminal.summary
-) -> Row | None:
+    run: Run, config: Config, console: Console, *, show: Callable[[Console, Run, Result, None], None] = terminal.summary
+) -> Result | None:
     """Make room for the run, or show and return the result of one that is finished already.
 
     Raises:
@@ -131,11 +132,11 @@ def settle_folder(
         raise RequestError(
             f"{run.folder} holds a run of another config; choose another name=, or resume=false to start over"
         )
-    result = store.read_json(run.result)
-    if result and result["status"] == "finished":
+    result = records.read(run.result, Result)
+    if result and result.status == "finished":
         console.print("  finished before; resume=false runs it again", highlight=False)
         show(console, run, result, None)
-        return dict(result)
+        return result
     checkpoint = run.last_checkpoint()
     if checkpoint and config.resume is None:
         raise RequestError(
@@ -177,19 +178,16 @@ def create(run: Run, config: Config, plan: Plan | BenchPlan, machine: Machine) -
     (run.checkpoints if config.kind == "train" else run.folder).mkdir(parents=True, exist_ok=True)
     hold_back(run.ballast)
     store.save_config(config, run.config)
-    devices = {"devices": plan.devices, "generating_devices": plan.generating_devices}
-    store.write_json(run.plan, redact({**dataclasses.asdict(plan), **devices}))
-    before = store.read_json(run.env) or {}
-    store.write_json(
-        run.env,
-        {
-            "run_id": before.get("run_id") or f"{configuration.identity(config)}-{os.urandom(3).hex()}",
-            "identity": configuration.identity(config),
-            "command": redact_command(["python", "-m", f"grpo_lab.{config.kind}", *_overrides()]),
-            "git_commit": git_commit(),
-            **describe(machine),
-        },
+    store.save_plan(run.plan, plan, devices=plan.devices, generating_devices=plan.generating_devices)
+    before, identity = records.read(run.env, Env), configuration.identity(config)
+    env = records.env(
+        machine,
+        run_id=(before and before.run_id) or f"{identity}-{os.urandom(3).hex()}",
+        identity=identity,
+        command=redact_command(["python", "-m", f"grpo_lab.{config.kind}", *_overrides()]),
+        git_commit=git_commit(),
     )
+    records.write(run.env, env)
 
 
 def _overrides() -> list[str]:

@@ -17,9 +17,10 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import health, stats
+from grpo_lab.store import health, records, stats
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.measures import PHASES
+from grpo_lab.store.records import Failure, Result
 
 PLAIN_EVERY_S = 10.0
 """Without a terminal: at most one line in so many seconds."""
@@ -105,15 +106,15 @@ class Progress:
 
     def update(self) -> None:
         """Show where the worker is."""
-        progress = store.read_json(self.run.progress) or {"phase": "loading", "done": 0, "total": 0}
+        progress = records.read(self.run.progress, records.Progress) or records.Progress("loading")
         waited = time.monotonic() - self._started
-        if progress["phase"] != "training":
-            count = f" {progress['done']}/{progress['total']} problems" if progress["total"] else ""
-            self.show(f"{progress['phase']}{count} | {clock(waited)}")
+        if progress.phase != "training":
+            count = f" {progress.done}/{progress.total} problems" if progress.total else ""
+            self.show(f"{progress.phase}{count} | {clock(waited)}")
             return
         rows = self.rows
         self._warn(rows)
-        self.show(step_line(rows, progress["total"]) if rows else f"training: first step | {clock(waited)}")
+        self.show(step_line(rows, progress.total) if rows else f"training: first step | {clock(waited)}")
 
     def _warn(self, rows: Sequence[Row]) -> None:
         """Say each sign of ill health once, when it first shows."""
@@ -146,11 +147,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
+def summary(console: Console, run: Run, result: Result, look: str | None) -> None:
     """The end of a run: accuracy, times, files."""
-    metrics = result["metrics"]
-    trainer = "" if result.get("algorithm", "grpo") == "grpo" else f" of {result['algorithm']}"
-    say = [f"[bold]{result['status']}[/bold]  {result['steps']} steps{trainer}"]
+    metrics = result.metrics
+    trainer = f" of {result.algorithm}" if result.algorithm not in (None, "grpo") else ""
+    say = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}"]
     if metrics["accuracy_after"]:
         gain = metrics["accuracy_gain"]
         say.append(
@@ -162,11 +163,11 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
             f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}"
         )
     if metrics["step_time_s"]:
-        skipped = f"first {result['warmup_steps']} left out"
+        skipped = f"first {result.warmup_steps} left out"
         say.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
         say += _bars(metrics["time_s"])
         say.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
-    say += [f"  warning          {sign['message']}" for sign in result.get("warnings", {}).values()]
+    say += [f"  warning          {sign['message']}" for sign in (result.warnings or {}).values()]
     say.append(f"  files            {run.folder}")
     if run.reward_curve.is_file():
         say.append(f"  picture          {run.reward_curve}")
@@ -176,11 +177,11 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def failure(console: Console, failed: Mapping[str, Any]) -> None:
-    console.print(f"[bold red]failed: {failed['class']}[/bold red]", highlight=False)
-    console.print(f"  {failed['message']}", highlight=False, markup=False, soft_wrap=True)
-    if failed.get("log"):
-        console.print(f"  log: {failed['log']}", highlight=False, markup=False, soft_wrap=True)
+def failure(console: Console, failure: Failure) -> None:
+    console.print(f"[bold red]failed: {failure.class_}[/bold red]", highlight=False)
+    console.print(f"  {failure.message}", highlight=False, markup=False, soft_wrap=True)
+    if failure.log:
+        console.print(f"  log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _share(accuracy: Any, *, sign: bool = False) -> str:

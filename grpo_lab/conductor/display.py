@@ -14,6 +14,7 @@ from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.store import stats
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Result
 
 
 def banner(console: Console, config: Config, plan: BenchPlan, machine: Machine, folder: Path) -> None:
@@ -37,15 +38,13 @@ def banner(console: Console, config: Config, plan: BenchPlan, machine: Machine, 
         console.print(f"  {'note':<9}{note}", highlight=False, markup=False, soft_wrap=True)
 
 
-def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
+def summary(console: Console, run: Run, result: Result, look: str | None) -> None:
     """The end of a bench: speeds, latencies, files."""
-    table = Table(
-        title=f"{result['status']}, median of {_rounds(result)} rounds", title_justify="left", box=SIMPLE_HEAD
-    )
+    table = Table(title=f"{result.status}, median of {_rounds(result)} rounds", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("load", overflow="fold")
     for column in ("tokens/s", _interval(result), "per GPU", "TTFT s, p99", "ITL ms, p99"):
         table.add_column(column, justify="right", no_wrap=True)
-    for load in result["loads"]:
+    for load in result.loads or ():
         table.add_row(load["name"], *_cells(load["metrics"]))
     console.print(table)
     console.print(f"  {stats.WITHIN_A_RUN}", highlight=False, soft_wrap=True)
@@ -54,13 +53,13 @@ def summary(console: Console, run: Run, result: Row, look: str | None) -> None:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
-def _interval(result: Row) -> str:
+def _interval(result: Result) -> str:
     """Heading of the column beside the speeds."""
     return "95%" if _rounds(result) >= stats.LEAST else "range"
 
 
-def _rounds(result: Row) -> int:
-    speed = result["metrics"]["generated_tokens_per_s"]
+def _rounds(result: Result) -> int:
+    speed = result.metrics["generated_tokens_per_s"]
     return speed["n"] if speed else 0
 
 

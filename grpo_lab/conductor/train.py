@@ -7,7 +7,6 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -26,11 +25,12 @@ from grpo_lab.planner.train import Plan
 from grpo_lab.predictor.check import advice
 from grpo_lab.server.command import ServerPlan
 from grpo_lab.server.process import ServerError, attach, vllm_server
-from grpo_lab.store import completions
+from grpo_lab.store import completions, records
 from grpo_lab.store import folder as store
 from grpo_lab.store import picture as curve
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Failure, Progress, Result
 
 POLL_S = 0.2
 SERVER_ENDS_S = 12.0
@@ -41,12 +41,12 @@ KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that come from outside; others are crashes."""
 
 
-class Failure(RuntimeError):
-    """Why a run failed, with its class (docs/results.md)."""
+class Failed(RuntimeError):
+    """A process of the run failed."""
 
-    def __init__(self, failure_class: str, message: str, log: Path | None = None) -> None:
-        super().__init__(message)
-        self.row: Row = {"class": failure_class, "message": message, "log": str(log) if log else None}
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class Processes(Protocol):
@@ -68,9 +68,9 @@ class Processes(Protocol):
     def weight_transfer(self) -> str | None: ...
 
 
-def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
+def execute(run: Run, config: Config, plan: Plan, console: Console) -> Result:
     """Start the children, wait for the end, write result.json. Raises RunFailed if the run did not finish."""
-    failed: Row | None = None
+    failure: Failure | None = None
     seen: Row = {}
     with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
         try:
@@ -82,52 +82,56 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Row:
                 progress.show("starting the trainer")
                 train(run, config, plan, progress, stop, check_server)
                 seen["peak_memory_gib"] = gpu_memory_gib(plan.server_gpus)
-        except Failure as failure:
-            failed = failure.row
+        except Failed as failed:
+            failure = failed.failure
         except ServerError as error:
-            log = str(run.server_log) if run.server_log.is_file() else None
-            failed = {"class": error.failure_class, "message": str(error), "log": log}
+            failure = of_server(run, error)
         except OSError as error:
             if not is_full(error, run.folder):
                 raise
-            failed = Failure("disk_full", str(error)).row
+            failure = Failure("disk_full", str(error))
         except KeyboardInterrupt:
             stop.hard = True
     if stop.asked and not ended_by_itself(run):
         raise interrupted(run, stop, console)
-    if failed and failed["class"] == "oom" and (said := advice(config, plan, read_machine(config.gpus))):
-        failed["message"] += f"\n{said}"
-    result = sum_up(run, config, plan, failed, seen)
-    terminal.summary(console, run, result, (store.read_json(run.outcome) or {}).get("look"))
-    if failed := result["failure"]:
-        terminal.failure(console, failed)
+    if failure and failure.class_ == "oom" and (way_out := advice(config, plan, read_machine(config.gpus))):
+        failure = failure.adding(f"\n{way_out}")
+    result = sum_up(run, config, plan, failure, seen)
+    terminal.summary(console, run, result, run.read_outcome().look)
+    if result.failure:
+        terminal.failure(console, result.failure)
         if not run.result.is_file():
             console.print(f"  cannot write {run.result}: no room on the disk", highlight=False, soft_wrap=True)
-        raise RunFailed(failed["message"])
+        raise RunFailed(result.failure.message)
     return result
 
 
-def sum_up(run: Run, config: Config, plan: Plan, failed: Row | None, server: Row) -> Row:
+def of_server(run: Run, error: ServerError) -> Failure:
+    return Failure(error.failure_class, str(error), str(run.server_log) if run.server_log.is_file() else None)
+
+
+def sum_up(run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row) -> Result:
     """Write what a run leaves; the result. A disk without room for it makes the run a failed one."""
     run.ballast.unlink(missing_ok=True)
     try:
         completions.gather(run)
     except DiskFull as error:
-        failed = failed or Failure("disk_full", str(error)).row
-    result = results.build(run, config, plan, status="failed" if failed else "finished", failure=failed, server=server)
+        failure = failure or Failure("disk_full", str(error))
+    result = results.build(run, config, plan, failure=failure, server=server)
     with contextlib.suppress(DiskFull):  # a run is none the worse for a missing picture
         curve.draw(run, result)
     try:
-        store.write_json(run.result, result)
+        records.write(run.result, result)
     except DiskFull as error:
-        result |= {"status": "failed", "failure": failed or Failure("disk_full", str(error)).row}
+        failure = failure or Failure("disk_full", str(error))
+        result = dataclasses.replace(result, status="failed", failure=failure)
     return result
 
 
 def ended_by_itself(run: Run) -> bool:
     """Whether the worker finished or failed for a reason of its own. A signal to us may have gone to it as well."""
-    said = store.read_json(run.outcome) or {}
-    return bool(said.get("finished") or said.get("failure"))
+    outcome = run.read_outcome()
+    return bool(outcome.finished or outcome.failure)
 
 
 def interrupted(run: Run, stop: Stop, console: Console) -> RunFailed:
@@ -152,7 +156,8 @@ def stop_signals(run: Run) -> Iterator[Stop]:
     stop = Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        training = (store.read_json(run.progress) or {}).get("phase") in store.STEPPING
+        progress = records.read(run.progress, Progress)
+        training = progress is not None and progress.phase in store.STEPPING
         stop.hard = stop.asked or not training
         stop.asked, stop.number = True, number
         if training:
@@ -202,8 +207,8 @@ def check_engines(commands: Sequence[Command], engines: Sequence[Child], log: Lo
     """Raises ServerError if one has ended: the server stays healthy, and waits, without its engines elsewhere."""
     for command, child in zip(commands, engines, strict=True):
         if (code := child.poll()) is not None:
-            said = [f"the vLLM engines on {command.host} ended with exit code {code}", *log.causes(), log.tail()]
-            raise ServerError("server_died", "\n".join(said))
+            lines = [f"the vLLM engines on {command.host} ended with exit code {code}", *log.causes(), log.tail()]
+            raise ServerError("server_died", "\n".join(lines))
 
 
 def prepare(run: Run, config: Config, plan: Processes, progress: terminal.Progress, stop: Stop) -> None:
@@ -217,7 +222,7 @@ def prepare(run: Run, config: Config, plan: Processes, progress: terminal.Progre
             if stop.hard:
                 raise KeyboardInterrupt
     if code != 0:
-        raise Failure("error", f"drawing random weights ended with exit code {code}", run.worker_log)
+        raise Failed(Failure("error", f"drawing random weights ended with exit code {code}", str(run.worker_log)))
 
 
 def train(
@@ -228,7 +233,7 @@ def train(
     stop: Stop,
     check_server: Callable[[], None] | None,
 ) -> None:
-    """Start the trainer and wait for its end. Raises Failure, ServerError, KeyboardInterrupt on a second signal."""
+    """Start the trainer and wait for its end. Raises Failed, ServerError, KeyboardInterrupt on a second signal."""
     told, log = False, Log(run.worker_log)
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(Child(one.argv, env=one.env, log=run.worker_log)) for one in plan.trainer]
@@ -244,13 +249,13 @@ def train(
             if check_server is not None:
                 check_server()
             if overdue := watchdog.overdue():
-                raise Failure("timeout", with_server_log(overdue + past_nccl(plan, overdue), run), run.worker_log)
+                message = with_server_log(overdue + past_nccl(plan, overdue), run)
+                raise Failed(Failure("timeout", message, str(run.worker_log)))
         if code != 0:
             failure = failure_of(run, code, log)
-            failure.row["message"] += past_nccl(plan, failure.row["message"])
-            if check_server is not None and failure.row["class"] in BLAMELESS:
+            if check_server is not None and failure.class_ in BLAMELESS:
                 await_server_s_end(check_server)
-            raise failure
+            raise Failed(failure.adding(past_nccl(plan, failure.message)))
 
 
 def ended(children: Sequence[Child]) -> int | None:
@@ -283,16 +288,16 @@ def with_server_log(message: str, run: Run) -> str:
 
 def failure_of(run: Run, code: int, log: Log) -> Failure:
     """What the worker said itself, otherwise what its exit code and the end of its log say."""
-    said = (store.read_json(run.outcome) or {}).get("failure")
+    failure, file = run.read_outcome().failure, str(run.worker_log)
     number = -code if code < 0 else code - 128  # the second is srun's, of a command on another machine
     if number not in KILLING:
         number = next((number for number in log.signals() if number in KILLING), 0)
-    if number and (not said or said["class"] == "worker_crash"):  # one rank was, the others failed because of it
+    if number and (not failure or failure.class_ == "worker_crash"):  # one rank was, the others failed because of it
         memory = "; out of host memory?" if number == signal.SIGKILL else ""
-        return Failure("killed", f"the worker was killed (signal {number}){memory}", run.worker_log)
-    if said:
-        return Failure(said["class"], with_server_log(said["message"], run), run.worker_log)
+        return Failure("killed", f"the worker was killed (signal {number}){memory}", file)
+    if failure:
+        return Failure(failure.class_, with_server_log(failure.message, run), file)
     if nearly_full(run.folder):
-        return Failure("disk_full", str(DiskFull(run.folder)), run.worker_log)
-    said = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
-    return Failure("worker_crash", "\n".join(said), run.worker_log)
+        return Failure("disk_full", str(DiskFull(run.folder)), file)
+    lines = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
+    return Failure("worker_crash", "\n".join(lines), file)

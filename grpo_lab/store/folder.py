@@ -5,20 +5,24 @@ The conductor and the worker meet nowhere else. JSON files appear whole, by rena
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo_lab.config import schema as configuration
+from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import writing
-from grpo_lab.store import checkpoints
+from grpo_lab.store import checkpoints, records
 from grpo_lab.store.files import Row as Row
 from grpo_lab.store.files import read_json as read_json
 from grpo_lab.store.files import read_new_rows as read_new_rows
 from grpo_lab.store.files import write_json as write_json
 from grpo_lab.store.files import write_text as write_text
+from grpo_lab.store.records import Outcome
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
@@ -69,6 +73,13 @@ class Run:
     def outcome(self) -> Path:
         """What the worker leaves: startup, memory, and its failure if it could still say so."""
         return self.folder / "outcome.json"
+
+    def read_outcome(self) -> Outcome:
+        """What the worker has left so far."""
+        return records.read(self.outcome, Outcome) or Outcome()
+
+    def update_outcome(self, **changes: Any) -> None:
+        records.write(self.outcome, dataclasses.replace(self.read_outcome(), **changes))
 
     @property
     def result(self) -> Path:
@@ -265,6 +276,11 @@ class Sweep:
 def save_config(config: Config, path: Path) -> None:
     """Write config.yaml. Secrets stay out; a run gets them through the environment."""
     write_text(path, configuration.to_yaml(config))
+
+
+def save_plan(path: Path, plan: Any, **derived: Any) -> None:
+    """Write plan.json. Secrets stay out. `derived`: what the plan computes, for who reads the file."""
+    write_json(path, redact({**records.content_of(plan), **derived}))
 
 
 def load(folder: Path) -> list[Row]:

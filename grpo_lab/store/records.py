@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.machine.gpus import PACKAGES
+from grpo_lab.machine.gpus import PACKAGES, Machine, describe
 from grpo_lab.store.files import Row, read_json, write_json
 
 Record = TypeVar("Record")
@@ -33,6 +33,10 @@ class Failure:
     """What happened, and the way out where there is one."""
     log: str | None = None
     """Log file that says more."""
+
+    def adding(self, text: str) -> Failure:
+        """The same, with `text` after its message."""
+        return dataclasses.replace(self, message=self.message + text)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,12 @@ class Published:
     commit: str
 
 
+def env(machine: Machine, **fields: Any) -> Env:
+    """Of this machine and its versions."""
+    hardware = {key: value for key, value in describe(machine).items() if key not in machine.versions}
+    return Env(**hardware, versions=machine.versions, **fields)
+
+
 def read(path: Path, kind: type[Record]) -> Record | None:
     """What :func:`write` wrote; None where the file does not exist. Raises as :func:`build` does."""
     content = read_json(path)
@@ -145,11 +155,6 @@ def must_read(path: Path, kind: type[Record]) -> Record:
 def write(path: Path, record: Any) -> None:
     """Replace the file in one step. Raises DiskFull; the file is then as it was."""
     write_json(path, content_of(record))
-
-
-def update(path: Path, kind: type[Record], **changes: Any) -> None:
-    """Change fields of a record whose fields all have defaults; the file need not exist yet."""
-    write(path, dataclasses.replace(read(path, kind) or kind(), **changes))  # type: ignore[type-var]
 
 
 def content_of(record: Any) -> Row:

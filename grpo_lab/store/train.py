@@ -12,42 +12,43 @@ from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
 from grpo_lab.store import health, measures, stats
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Failure, Result
 
 FORWARD_BACKWARD, FORWARD = 6, 2
 """FLOPs a parameter and token: training, and one pass forward (Kaplan et al. 2020, section 2.1)."""
 
 
-def build(run: Run, config: Config, plan: Plan, *, status: str, failure: Row | None, server: Row) -> Row:
-    """The content of result.json (docs/results.md has the fields).
+def build(run: Run, config: Config, plan: Plan, *, failure: Failure | None, server: Row) -> Result:
+    """Sum up a run that has ended (docs/results.md has the fields of result.json and their units).
 
     `server` is what the conductor saw of the vLLM server: `startup_s`, `peak_memory_gib`; empty without one.
     """
-    rows, outcome = run.rows(), store.read_json(run.outcome) or {}
+    rows, outcome = run.rows(), run.read_outcome()
     timed = [row for row in rows if row["step"] > config.warmup_steps]
     computed = {
         **accuracy(run),
         "mfu": _mfu(timed, config, plan),
         "prompt_tokens": _prompt_tokens(rows, config),
-        **{f"{key}.trainer": outcome.get(key) for key in ("peak_memory_gib", "startup_s")},
+        **{f"{key}.trainer": getattr(outcome, key) for key in ("peak_memory_gib", "startup_s")},
         **{f"{key}.server": server.get(key) for key in ("peak_memory_gib", "startup_s")},
     }
-    return {
-        "kind": "train",
-        "status": status,
-        "failure": failure,
-        "model": config.model.name,
-        "algorithm": config.algorithm.kind,
-        "vllm_mode": plan.mode,
-        "tp": plan.tp,
-        "dp": plan.dp,
-        "gpus": plan.gpus,
-        "seed": config.seed,
-        "steps": len(rows),
-        "warmup_steps": config.warmup_steps,
-        "data": outcome.get("data"),
-        "warnings": health.warnings(rows),
-        "metrics": measures.content("train", timed, rows, computed),
-    }
+    return Result(
+        kind="train",
+        status="failed" if failure else "finished",
+        failure=failure,
+        model=config.model.name,
+        algorithm=config.algorithm.kind,
+        vllm_mode=plan.mode,
+        tp=plan.tp,
+        dp=plan.dp,
+        gpus=plan.gpus,
+        seed=config.seed,
+        steps=len(rows),
+        warmup_steps=config.warmup_steps,
+        data=outcome.data,
+        warnings=health.warnings(rows),
+        metrics=measures.content("train", timed, rows, computed),
+    )
 
 
 def check_objective(name: str) -> None:
@@ -56,9 +57,9 @@ def check_objective(name: str) -> None:
         raise RequestError(f"objective={name}: {nearest(name, list(measures.objectives()))}")
 
 
-def objective(result: Row, name: str) -> float | None:
+def objective(result: Result, name: str) -> float | None:
     """An objective as a number, median or value; None if it was not measured."""
-    found = measures.objectives()[name].field(result.get("metrics", {}))
+    found = measures.objectives()[name].field(result.metrics)
     if isinstance(found, dict):
         found = found.get("median", found.get("value"))
     return None if found is None else float(found)

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from grpo_lab.conductor.console import RECENT, clock
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Row
+from grpo_lab.store.records import Failure, Progress
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.track import Track
 
@@ -92,14 +94,14 @@ class _Watch:
 
     def facts(self) -> tuple[str, str, str, str]:
         """Step, reward, generated tokens a second, time left; what the worker does before it trains."""
-        progress = store.read_json(self._run.progress)
+        progress = records.read(self._run.progress, Progress)
         if progress is None:
             return "", "", "", ""
-        if progress["phase"] != "training":
-            return progress["phase"], "", "", ""
+        if progress.phase != "training":
+            return progress.phase, "", "", ""
         fresh, self._offset = store.read_new_rows(self._run.metrics, self._offset)
         self._rows = (self._rows + fresh)[-RECENT:]
-        return facts(self._rows, progress["total"]) if self._rows else (f"0/{progress['total']}", "", "", "")
+        return facts(self._rows, progress.total) if self._rows else (f"0/{progress.total}", "", "", "")
 
 
 def facts(rows: Sequence[Row], total: int) -> tuple[str, str, str, str]:
@@ -115,9 +117,9 @@ def facts(rows: Sequence[Row], total: int) -> tuple[str, str, str, str]:
     )
 
 
-def headline(failure: Row) -> str:
+def headline(failure: Failure) -> str:
     """Class and first line of a failure."""
-    return f"{failure['class']}: {str(failure['message']).splitlines()[0]}"
+    return f"{failure.class_}: {failure.message.splitlines()[0]}"
 
 
 def shown(tracks: Sequence[Track]) -> list[Track]:
@@ -136,12 +138,12 @@ def summary(console: Console, tracks: Sequence[Track], folder: Path) -> None:
     for track in tracks:
         if track.failure is None:
             continue
-        kind = "" if track.failure["class"] == track.state else f": {track.failure['class']}"
+        kind = "" if track.failure.class_ == track.state else f": {track.failure.class_}"
         say(console, f"  {track.point.name}  {track.state}{kind}")
-        for line in str(track.failure["message"]).splitlines()[:REASON_LINES]:
+        for line in track.failure.message.splitlines()[:REASON_LINES]:
             say(console, f"    {line}")
-        if track.failure.get("log"):
-            say(console, f"    log: {track.failure['log']}")
+        if track.failure.log:
+            say(console, f"    log: {track.failure.log}")
     say(console, f"  files: {folder}   table: python -m grpo_lab.report {shlex.quote(str(folder))}")
 
 

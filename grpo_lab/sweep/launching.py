@@ -6,7 +6,6 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, setup_globals
@@ -22,15 +21,15 @@ from grpo_lab.config.redaction import redact_command
 from grpo_lab.config.schema import Config, LauncherConfig, SweepConfig
 from grpo_lab.machine import locks
 from grpo_lab.machine.processes import Child
-from grpo_lab.store import folder as store
-from grpo_lab.store import measures
+from grpo_lab.store import measures, records
 from grpo_lab.store import train as results
-from grpo_lab.store.folder import Row, Sweep
+from grpo_lab.store.folder import Sweep
+from grpo_lab.store.records import Failure, Result
 from grpo_lab.sweep import board, job, points
 from grpo_lab.sweep.launchers.base import Backend
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.running import Course
-from grpo_lab.sweep.track import Track, reason, state_on_disk, write_result
+from grpo_lab.sweep.track import Track, state_on_disk, write_result
 
 GRIDS = ("GridSweeper", "BasicSweeper")
 """Sweepers that a failed point ends with an error, after all points. Others search: to them it is a trial without a
@@ -113,8 +112,9 @@ def _settle(track: Track, asked: SweepConfig) -> None:
     point = track.point
     state, failure = ("waiting", None) if asked.force else state_on_disk(point)
     if point.refused and state != "finished":
-        track.end("infeasible", reason("infeasible", point.refused, None))
-        write_result(point, "infeasible", cast(Row, track.failure))
+        refusal = Failure("infeasible", point.refused)
+        track.end("infeasible", refusal)
+        write_result(point, "infeasible", refusal)
     elif state == "finished" or (state == "failed" and asked.retry != "failed"):
         track.end(state, failure)
         track.before = True
@@ -178,7 +178,8 @@ def _returned(track: Track, point: Point, sweep: Sweep, *, searching: bool) -> J
         return back
     back.status = JobStatus.COMPLETED
     if point.config is not None and track.state == "finished":
-        back.return_value = results.objective(store.read_json(point.run.result), point.config.objective)
+        result = records.must_read(point.run.result, Result)
+        back.return_value = results.objective(result, point.config.objective)
     return back
 
 

@@ -13,13 +13,14 @@ from types import FrameType
 
 from grpo_lab.config.schema import LauncherConfig
 from grpo_lab.machine.logs import Log
-from grpo_lab.store.folder import Row, Sweep
+from grpo_lab.store.folder import Sweep
+from grpo_lab.store.records import Failure
 from grpo_lab.sweep import job
 from grpo_lab.sweep.board import Board
 from grpo_lab.sweep.launchers.base import Attempt, Backend, Need, Work
 from grpo_lab.sweep.launchers.packing import largest_first
 from grpo_lab.sweep.points import Point
-from grpo_lab.sweep.track import ENDED, TRANSIENT, Track, judge, reason, write_result
+from grpo_lab.sweep.track import ENDED, TRANSIENT, Track, judge, write_result
 
 POLL_S = 0.05
 TRY_EVERY_S = 5.0
@@ -108,12 +109,12 @@ class Course:
         for track in largest_first(waiting):
             if track.point.need in no_room:
                 continue
-            said = Log(track.log)
+            printed = Log(track.log)
             attempt = self.backend.start(self._work(track))
             if attempt is None:
                 no_room.add(track.point.need)
             else:
-                track.begin(attempt, said)
+                track.begin(attempt, printed)
                 self.board.changed(track)
 
     def _work(self, track: Track) -> Work:
@@ -127,7 +128,7 @@ class Course:
     def _look_at(self, track: Track, *, stopping: bool) -> None:
         attempt = track.attempt
         assert attempt is not None
-        assert track.said is not None
+        assert track.printed is not None
         code = attempt.poll()
         if code is None:
             before = track.state
@@ -136,12 +137,12 @@ class Course:
                 self.board.changed(track)
             self._check_time(track, attempt)
             return
-        failure = judge(track.point, code, track.said)
+        failure = judge(track.point, code, track.printed)
         if failure is None:
             self._settle(track, "finished")
-        elif stopping and failure["class"] == "killed":
+        elif stopping and failure.class_ == "killed":
             self._settle(track, "interrupted")
-        elif failure["class"] in TRANSIENT and track.tries <= self.settings.retries and not stopping:
+        elif failure.class_ in TRANSIENT and track.tries <= self.settings.retries and not stopping:
             self._settle(track, "waiting", failure)
         else:
             self._settle(track, "failed", failure)
@@ -151,11 +152,10 @@ class Course:
         if limit is None or track.began is None or time.monotonic() - track.began <= limit:
             return
         attempt.stop()
-        self._settle(
-            track, "failed", reason("timeout", f"not finished after {limit:g} s (launcher.timeout)", track.log)
-        )
+        message = f"not finished after {limit:g} s (launcher.timeout)"
+        self._settle(track, "failed", Failure("timeout", message, str(track.log)))
 
-    def _settle(self, track: Track, state: str, failure: Row | None = None) -> None:
+    def _settle(self, track: Track, state: str, failure: Failure | None = None) -> None:
         track.end(state, failure)
         if state == "waiting":
             track.point.run.result.unlink(missing_ok=True)  # of the try that failed; the next one writes its own

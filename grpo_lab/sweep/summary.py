@@ -8,9 +8,10 @@ from typing import Any
 
 from grpo_lab.config.schema import TrackerConfig
 from grpo_lab.store import folder as store
-from grpo_lab.store import measures, tracker
+from grpo_lab.store import measures, records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Row, Sweep
+from grpo_lab.store.records import Result
 from grpo_lab.sweep import points
 
 
@@ -20,11 +21,11 @@ def table(sweep: Sweep) -> list[Row]:
 
 
 def _row(sweep: Sweep, point: Row) -> Row:
-    result: Any = store.read_json(sweep.run(point["name"]).result) or {}
+    result = records.read(sweep.run(point["name"]).result, Result) or Result(status="unfinished")
     overrides = dict(text.lstrip("+").split("=", 1) for text in point["overrides"] if "=" in text)
     measured = {name: results.objective(result, name) for name in measures.objectives()}
-    failure = (result.get("failure") or {}).get("class")
-    ended = {"status": result.get("status", "unfinished"), "failure": failure, "gpus": point["gpus"]}
+    failure = result.failure and result.failure.class_
+    ended = {"status": result.status, "failure": failure, "gpus": point["gpus"]}
     return {"point": point["name"], **overrides, **ended, **measured}
 
 

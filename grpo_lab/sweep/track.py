@@ -9,7 +9,8 @@ from pathlib import Path
 
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
-from grpo_lab.store.folder import Row
+from grpo_lab.store import records
+from grpo_lab.store.records import Failure, Result
 from grpo_lab.sweep.launchers.base import Attempt
 from grpo_lab.sweep.points import Point
 
@@ -32,17 +33,17 @@ class Track:
     tries: int = 0
     began: float | None = None
     """Monotonic seconds; of the try at hand, from when it runs."""
-    failure: Row | None = None
+    failure: Failure | None = None
     before: bool = False
     """Ended in an earlier call; nothing was done now."""
     seconds: float = field(default=0.0)
     """Of the last try."""
 
-    said: Log | None = None
-    """Of the try at hand."""
+    printed: Log | None = None
+    """By the try at hand."""
 
-    def begin(self, attempt: Attempt, said: Log) -> None:
-        self.attempt, self.said, self.tries, self.began, self.failure = attempt, said, self.tries + 1, None, None
+    def begin(self, attempt: Attempt, printed: Log) -> None:
+        self.attempt, self.printed, self.tries, self.began, self.failure = attempt, printed, self.tries + 1, None, None
         self.follow()
 
     def follow(self) -> None:
@@ -52,42 +53,37 @@ class Track:
         if self.attempt.running and self.began is None:
             self.began = time.monotonic()
 
-    def end(self, state: str, failure: Row | None = None) -> None:
+    def end(self, state: str, failure: Failure | None = None) -> None:
         self.seconds = time.monotonic() - self.began if self.began is not None else 0.0
         self.state, self.failure, self.attempt = state, failure, None
 
 
-def state_on_disk(point: Point) -> tuple[str, Row | None]:
+def state_on_disk(point: Point) -> tuple[str, Failure | None]:
     """How an earlier call left a point: `finished` or `failed` with the reason, otherwise `waiting`."""
-    result = store.read_json(point.run.result) if point.config else None
-    if result and result["status"] in ("finished", "failed"):
-        return result["status"], result["failure"]
+    result = records.read(point.run.result, Result) if point.config else None
+    if result and result.status in ("finished", "failed"):
+        return result.status, result.failure
     return "waiting", None
 
 
-def judge(point: Point, code: int, said: Log) -> Row | None:
-    """Why a try that ended with this exit code failed; None if it did not. `said`: what the try printed."""
-    result = store.read_json(point.run.result) if point.config else None
+def judge(point: Point, code: int, printed: Log) -> Failure | None:
+    """Why a try that ended with this exit code failed; None if it did not."""
+    result = records.read(point.run.result, Result) if point.config else None
     if result:
-        failure: Row | None = result["failure"]
-        return failure
+        return result.failure
     if code == 0 and point.config is None:
         return None
     number = -code if code < 0 else code - 128
     if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        return reason("killed", f"the point's process was ended by signal {number}", said.path)
+        return Failure("killed", f"the point's process was ended by signal {number}", str(printed.path))
     if code == REFUSED:
-        return reason("error", said.refusal(), said.path)
-    causes = said.causes() or [said.tail()]
+        return Failure("error", printed.refusal(), str(printed.path))
+    causes = printed.causes() or [printed.tail()]
     message = "\n".join([f"the point's process ended with exit code {code} and left no result", *causes])
-    return reason("error", message, said.path)
+    return Failure("error", message, str(printed.path))
 
 
-def reason(kind: str, message: str, log: Path | None) -> Row:
-    return {"class": kind, "message": message, "log": str(log) if log else None}
-
-
-def write_result(point: Point, status: str, failure: Row) -> None:
+def write_result(point: Point, status: str, failure: Failure) -> None:
     """result.json of a point whose own process left none: it never started, or was ended from outside."""
     run = point.run
     if point.config is None:
@@ -96,15 +92,17 @@ def write_result(point: Point, status: str, failure: Row) -> None:
     if not run.config.is_file():
         store.save_config(point.config, run.config)
     config = point.config
-    asked = {"model": config.model.name, "vllm_mode": config.vllm.mode, "tp": config.vllm.tp, "dp": config.vllm.dp}
-    sizes = {"gpus": point.need.gpus, "seed": config.seed, "steps": len(run.rows())}
-    ended = {
-        "kind": config.kind,
-        "status": status,
-        "failure": failure,
-        **asked,
-        **sizes,
-        "warmup_steps": config.warmup_steps,
-        "metrics": {},
-    }
-    store.write_json(run.result, ended)
+    result = Result(
+        kind=config.kind,
+        status=status,
+        failure=failure,
+        model=config.model.name,
+        vllm_mode=config.vllm.mode,
+        tp=config.vllm.tp,
+        dp=config.vllm.dp,
+        gpus=point.need.gpus,
+        seed=config.seed,
+        steps=len(run.rows()),
+        warmup_steps=config.warmup_steps,
+    )
+    records.write(run.result, result)

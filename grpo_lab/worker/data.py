@@ -15,9 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import data_arguments
-from grpo_lab.store import records
 from grpo_lab.store.folder import Row, Run
-from grpo_lab.store.records import Outcome
 from grpo_lab.worker.rewards import text_of
 from grpo_lab.worker.trainers import Trainer, tokens_needed
 
@@ -51,7 +49,7 @@ def load_data(
         held_out, counts = _short_enough("test", held_out, config.eval.problems or len(held_out), tokenizer, limit)
         rows["test"] = counts
     if run is not None and os.environ.get("RANK", "0") == "0":
-        records.update(run.outcome, Outcome, data=rows)
+        run.update_outcome(data=rows)
     return training, held_out
 
 

@@ -24,7 +24,7 @@ from grpo_lab.store import folder as store
 from grpo_lab.store import records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
-from grpo_lab.store.records import Env, Failure, Outcome, Progress
+from grpo_lab.store.records import Env, Failure, Progress
 from grpo_lab.worker import (
     async_grpo as asynchronous,
 )
@@ -80,8 +80,7 @@ def train(folder: Path, *, started: float) -> None:
 def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The last word of a failing process. Of several ranks the first one tells; the others fail because it did."""
     sys.__excepthook__(kind, error, trace)
-    outcome = records.read(run.outcome, Outcome) or Outcome()
-    if outcome.failure is None:
+    if run.read_outcome().failure is None:
         error = _recognized(error, run)
         known, message = _explain(error)
         if known == "server_died" and not records.must_read(run.plan, Plan).generation.served:
@@ -89,7 +88,7 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
         if known == "disk_full":
             run.ballast.unlink(missing_ok=True)
         failure = Failure(known, message, str(run.worker_log))
-        records.update(run.outcome, Outcome, failure=failure, peak_memory_gib=peak_memory_gib())
+        run.update_outcome(failure=failure, peak_memory_gib=peak_memory_gib())
 
 
 def _recognized(error: BaseException, run: Run) -> BaseException:
@@ -151,7 +150,7 @@ def _train(run: Run, started: float) -> None:
         log.finish(results.accuracy(run), exit_code=0 if finished else 1)
     if trainer.is_world_process_zero():
         ended = {"finished": finished, "look": log.how_to_look(), "peak_memory_gib": peak_memory_gib()}
-        records.update(run.outcome, Outcome, **ended)
+        run.update_outcome(**ended)
 
 
 def build_trainer(config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
@@ -222,7 +221,7 @@ class _Course(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            records.update(self.run.outcome, Outcome, startup_s=time.perf_counter() - self.started)
+            self.run.update_outcome(startup_s=time.perf_counter() - self.started)
         vllm.seed(self.trainer, self.config)
         if state.global_step == 0:
             self._evaluate("before")

@@ -11,6 +11,7 @@ import pytest
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.store import files, records
+from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Env, Failure, Outcome, Progress, Published, Result
 from tests.conftest import ROOT
 
@@ -61,12 +62,12 @@ def test_a_file_that_is_not_there_is_none(tmp_path: Path) -> None:
 
 
 def test_an_update_changes_the_fields_it_names(tmp_path: Path) -> None:
-    file = tmp_path / "outcome.json"
-    records.update(file, Outcome, startup_s=2.0)
-    records.update(file, Outcome, failure=Failure("oom", "out of memory"))
-    assert files.read_json(file) == {"startup_s": 2.0, "failure": FAILURE}
-    records.update(file, Outcome, startup_s=3.0)
-    assert records.read(file, Outcome) == Outcome(startup_s=3.0, failure=Failure("oom", "out of memory"))
+    run = Run(tmp_path)
+    run.update_outcome(startup_s=2.0)
+    run.update_outcome(failure=Failure("oom", "out of memory"))
+    assert files.read_json(run.outcome) == {"startup_s": 2.0, "failure": FAILURE}
+    run.update_outcome(startup_s=3.0)
+    assert run.read_outcome() == Outcome(startup_s=3.0, failure=Failure("oom", "out of memory"))
 
 
 @pytest.mark.parametrize(

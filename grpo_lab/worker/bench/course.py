@@ -44,16 +44,15 @@ def bench(folder: Path, *, started: float) -> None:
     finally:
         log.finish({}, exit_code=0 if finished else 1)
     if generator.tells:
-        records.update(run.outcome, Outcome, finished=True, look=log.how_to_look())
+        run.update_outcome(finished=True, look=log.how_to_look())
 
 
 def _report(run: Run, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The last word of a failing process; of several the first one tells."""
     sys.__excepthook__(kind, error, trace)
-    outcome = records.read(run.outcome, Outcome) or Outcome()
-    if outcome.failure is None:
+    if run.read_outcome().failure is None:
         failure = Failure(_class_of(error), str(error) or kind.__name__, str(run.worker_log))
-        records.update(run.outcome, Outcome, failure=failure)
+        run.update_outcome(failure=failure)
 
 
 def _class_of(error: BaseException) -> str:
