@@ -19,7 +19,7 @@ def build(run: Run, config: Config, plan: BenchPlan, *, failure: Failure | None,
         "kv_cache_tokens": outcome.kv_cache_tokens,
         "startup_s": server.get("startup_s", outcome.startup_s),
     }
-    loads = tuple(
+    loads: tuple[Row, ...] = tuple(
         {"name": load.name, "load": load.asked(), "metrics": metrics_of(_measured(rows, load), whole)}
         for load in plan.loads
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from grpo_lab.machine.disk import DiskFull, writing
-from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Result
 
 
-def draw(run: Run, result: Row) -> None:
+def draw(run: Run, result: Result) -> None:
     """Write reward_curve.png. Raises DiskFull, with no torn file left.
 
     Matplotlib is imported here: it takes longer than the rest of the conductor.
@@ -29,7 +30,7 @@ def draw(run: Run, result: Row) -> None:
         values = [row["eval/accuracy"] for row in between]
         axes.plot([row["step"] for row in between], values, ".-", color="#7a5c99", linewidth=1, label=label)
     for moment, step, colour in (("before", 0, "#c05a1c"), ("after", steps[-1], "#2b7a3d")):
-        accuracy = result["metrics"][f"accuracy_{moment}"]
+        accuracy = result.metrics[f"accuracy_{moment}"]
         if accuracy:
             low, high = accuracy["ci95"]
             value = accuracy["value"]

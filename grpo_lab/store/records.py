@@ -137,8 +137,7 @@ class Published:
 
 def env(machine: Machine, **fields: Any) -> Env:
     """Of this machine and its versions."""
-    hardware = {key: value for key, value in describe(machine).items() if key not in machine.versions}
-    return Env(**hardware, versions=machine.versions, **fields)
+    return build(Env, {**fields, **describe(machine)}, Path("env.json"))
 
 
 def read(path: Path, kind: type[Record]) -> Record | None:

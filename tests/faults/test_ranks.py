@@ -46,8 +46,8 @@ def test_class(code: int, first: str, said: object, expected: str, words: str, t
     if said:
         store.write_json(run.outcome, {"failure": said})
     failure = failure_of(run, code, log)
-    assert failure.row["class"] == expected
-    assert words in failure.row["message"]
+    assert failure.class_ == expected
+    assert words in failure.message
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from grpo_lab.predictor import calibration, measurements
 from grpo_lab.predictor.calibration import Measurement
 from grpo_lab.predictor.speed import Coefficients
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Failure
 from tests.conftest import ROOT
 from tests.planner.test_plan import asked, with_gpus
 from tests.predictor.asked import layout, work
@@ -222,8 +224,7 @@ def test_a_run_that_went_out_of_memory_is_read_and_fits_nothing(failure: str, tm
     store.save_config(config, run.config)
     store.write_json(run.env, {"gpus": ["NVIDIA H200"], "gpu_memory_gib": 140.4})
     store.write_json(run.plan, {"batch": dataclasses.asdict(plan.batch)})
-    failed = {"class": failure, "message": "", "log": None}
-    store.write_json(run.result, results.build(run, config, plan, status="failed", failure=failed, server={}))
+    records.write(run.result, results.build(run, config, plan, failure=Failure(failure, ""), server={}))
     found = measurements.read([tmp_path])
     assert [(one.out_of_memory, one.seconds, one.work.completions) for one in found] == [(True, {}, 64)] * (
         failure == "oom"

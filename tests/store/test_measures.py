@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -39,8 +38,7 @@ def metrics_of(kind: str, run: Run) -> Row:
         run.append_metrics(row)
     words = ["vllm=colocate", "warmup_steps=1"]
     plan = planned(with_gpus(2), *words)
-    built = train.build(run, asked(*words), plan, status="finished", failure=None, server={})
-    return dict(json.loads(json.dumps(built))["metrics"])
+    return dict(train.build(run, asked(*words), plan, failure=None, server={}).metrics)
 
 
 def test_a_row_in_the_list_adds_a_metric(kind: str, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_a_row_in_the_list_adds_a_metric(kind: str, tmp_path: Path) -> None:
     assert set(metrics) == {measure.keys[0] for measure in MEASURES[kind] if not measure.inverse_of}
 
     train.check_objective("toys_per_s")
-    assert train.objective({"metrics": metrics}, "toys_per_s") == 3.0
+    assert train.objective(records.Result(status="finished", metrics=metrics), "toys_per_s") == 3.0
     with pytest.raises(RequestError, match="minimize"):
         launching.check_direction("maximize", "toys_per_s")
 
