@@ -26,10 +26,10 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from grpo_lab.bench import DEFAULTS, conduct, default_name
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RunFailed
-from grpo_lab.config.schema import CONF
 
 BESIDE_OTHERS = ("vllm=server", "vllm.gpu_memory_utilization=0.02", "fit=off", "tracker=none")
 """vLLM asks for that share of a card to be free when it starts, and takes what kv_cache_memory_bytes says."""

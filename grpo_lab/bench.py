@@ -19,10 +19,11 @@ from rich.console import Console
 from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor import display
 from grpo_lab.conductor.train import Failed, Stop, ended_by_itself, of_server, prepare, server_of, stop_signals, train
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes, run_app
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RunFailed
-from grpo_lab.config.schema import CONF, Config, LauncherConfig
+from grpo_lab.config.schema import Config, LauncherConfig
 from grpo_lab.machine import locks, processes
 from grpo_lab.machine.gpus import read_machine
 from grpo_lab.machine.ports import lease

@@ -27,7 +27,7 @@ from rich.console import Console
 from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor.preflight import check_targets
 from grpo_lab.conductor.request import Request, read_request
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import explain, quoted, refuse
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.redaction import redact_command

@@ -13,9 +13,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes, run_app
-from grpo_lab.config.schema import CONF
+from grpo_lab.config.compose import CONF
 from grpo_lab.predictor import answers
 
 configuration.register()

@@ -20,11 +20,12 @@ from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor import publishing
 from grpo_lab.conductor.preflight import check_data, check_targets
 from grpo_lab.conductor.train import execute
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes, run_app
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError, RunFailed
 from grpo_lab.config.redaction import redact, redact_command
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.schema import Config
 from grpo_lab.machine import locks, processes
 from grpo_lab.machine.disk import hold_back
 from grpo_lab.machine.gpus import Machine, read_machine

@@ -16,8 +16,8 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
-from grpo_lab.config import schema as configuration
-from grpo_lab.config.schema import CONF
+from grpo_lab.config import compose as configuration
+from grpo_lab.config.compose import CONF
 from grpo_lab.machine.warden import SHARED_MEMORY, held_segments, parents
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError, nearest
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.rewards import sandbox
 

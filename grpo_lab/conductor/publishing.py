@@ -16,9 +16,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.schema import PublishConfig
+from grpo_lab.config.jobs import PublishConfig
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from grpo_lab.store.model_card import card

@@ -10,11 +10,12 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
+from grpo_lab.config import compose as configuration
 from grpo_lab.config import model as policy
-from grpo_lab.config import schema as configuration
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.redaction import REDACTED
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.schema import Config
 from grpo_lab.store.folder import Run
 
 GROUPS = ("model", "data", "rewards", "vllm", "peft", "distributed", "tracker")

@@ -16,8 +16,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import PointFailed, RequestError, RunFailed, nearest
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.schema import Config
 
 
 def run_app(app: Callable[[], Any]) -> int:
@@ -65,7 +66,7 @@ def _of_hydra(error: BaseException) -> bool:
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name for name in names if name == "__main__" or name.startswith("grpo_lab.")]
     reading = any(name.partition(".")[0] in _READERS for name in names[-4:])
-    return reading and ours[-1] in ("grpo_lab.config.cli", "grpo_lab.config.schema", "grpo_lab.config.compose")
+    return reading and ours[-1] in ("grpo_lab.config.cli", "grpo_lab.config.compose", "grpo_lab.sweep.composer")
 
 
 _SLICE = re.compile(r"(.*\bdata\.(?:parts\.\w+\.)?(?:train|test)=)([^\"'\[]+\[[^\"']*)")

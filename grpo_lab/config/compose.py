@@ -1,81 +1,107 @@
-"""The config of each point, composed once for all points that make the same choices.
-
-Composing from YAML takes Hydra 65 ms a point; a thousand points mostly differ in values alone. What has been composed
-stays in memory, so that a file that changes later changes no point.
-"""
+"""Makes a :class:`Config` of YAML and overrides: registers the schema with Hydra, reads, writes and hashes configs."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from functools import lru_cache
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, open_dict, read_write
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
+from grpo_lab.config.naming import sweep_name
+from grpo_lab.config.redaction import redact
+from grpo_lab.config.resolvers import pick, quotient
+from grpo_lab.config.schema import Config
 
-class Composer:
-    """Composes as `config_loader.load_sweep_config` does; raises Hydra's errors, all on the first use of a choice."""
-
-    def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
-        self._loader, self._master = loader, master
-        self._bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
-        self._parse = lru_cache(maxsize=None)(self._parsed)
-        self._is_group = lru_cache(maxsize=None)(lambda key: bool(loader.get_group_options(key)))
-
-    def whole(self, overrides: Sequence[str], number: int) -> DictConfig:
-        """The config of point `number`, `hydra` node included."""
-        config = copy.deepcopy(self._base(overrides)[0])
-        self._apply(overrides, config)
-        self._label(config, overrides, number)
-        return config
-
-    def task(self, overrides: Sequence[str]) -> DictConfig:
-        """What the application's function gets: the config without the `hydra` node, in half the time."""
-        config = copy.deepcopy(self._base(overrides)[1])
-        self._apply(overrides, config)
-        return config
-
-    def _base(self, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
-        choices = tuple(text for text in overrides if not self._is_value(text))
-        if choices not in self._bases:
-            whole = self._loader.load_sweep_config(self._master, list(choices))
-            self._bases[choices] = (whole, without_hydra(whole))
-        return self._bases[choices]
-
-    def _apply(self, overrides: Sequence[str], config: DictConfig) -> None:
-        """Hydra 1.3's own last step of composing; private there, hence the test that compares the outcome."""
-        values = [self._parse(text) for text in overrides if self._is_value(text)]
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
-
-    def _label(self, config: DictConfig, overrides: Sequence[str], number: int) -> None:
-        task = [parsed for parsed in map(self._parse, overrides) if not parsed.is_hydra_override()]
-        job = config.hydra.job
-        settings = job.config.override_dirname
-        with open_dict(config.hydra):
-            config.hydra.overrides.task = [override.input_line for override in task]
-            job.override_dirname = get_overrides_dirname(
-                task, kv_sep=settings.kv_sep, item_sep=settings.item_sep, exclude_keys=settings.exclude_keys
-            )
-            job.num, job.id = number, f"{job.name}_{number}"
-
-    def _is_value(self, text: str) -> bool:
-        """Whether it only changes a value: then Hydra applies it after everything else, whatever was chosen."""
-        override = self._parse(text)
-        if override.is_hydra_override() or override.package is not None:
-            return False
-        structural = override.is_delete() or override.is_add() or override.is_force_add()
-        return not structural and not self._is_group(override.key_or_group)
-
-    def _parsed(self, text: str) -> Override:
-        return OverridesParser.create(config_loader=self._loader).parse_overrides([text])[0]
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
+"""Folder of the shipped YAML files: inside the package in a wheel, beside it in a clone."""
+NOT_IDENTITY = (
+    "runs_dir",
+    "name",
+    "hosts",
+    "resume",
+    "dry_run",
+    "tracker",
+    "timeouts",
+    "launcher",
+    "sweep",
+    "objective",
+    "evaluate",
+    "bench",
+    "kind",
+    "fit",
+    "hardware",
+    "layout",
+    "plan",
+    "publish",
+    "stop_on_nan",  # it decides how far a run comes, not what its steps compute
+)
+"""Keys that change no result."""
+_BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
+"""All that can change what a bench measures."""
+_SPEED_ONLY = (("vllm", "fast_output"),)
+"""Keys of groups that change how long a run takes and nothing else."""
+_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
 
 
-def without_hydra(whole: DictConfig) -> DictConfig:
-    task = copy.deepcopy(whole)
-    with read_write(task), open_dict(task):
-        del task["hydra"]
-    return task
+def register(defaults: Config | None = None) -> None:
+    """Put the schema into Hydra's store, with the defaults of the command that is run. Nodes that pass options on stay
+    open, so they need no `+`."""
+    schema = OmegaConf.structured(defaults or Config)
+    for key in _OPEN:
+        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
+
+    prefix = f"{defaults.kind}-" if defaults else ""
+
+    def name_of_sweep(name: str | None, overrides: list[str], axes: list[str] | None = None) -> str:
+        return name or prefix + sweep_name(name, overrides, axes)
+
+    OmegaConf.register_new_resolver("sweep_name", name_of_sweep, replace=True)
+    OmegaConf.register_new_resolver("quotient", quotient, replace=True)
+    OmegaConf.register_new_resolver("pick", pick, replace=True)
+    OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
+
+
+def from_hydra(composed: DictConfig) -> Config:
+    """The composed configuration, resolved, as a :class:`Config`."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The content of config.yaml. Secrets stay out; a run gets them through the environment."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config)))))
+
+
+def _literal(value: Any) -> Any:
+    """The same, with what looks like an interpolation escaped: all of them are resolved by now."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def load(path: Path) -> Config:
+    """Read what :func:`to_yaml` made."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    assert isinstance(merged, DictConfig)
+    return from_hydra(merged)
+
+
+def identity(config: Config) -> str:
+    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
+    bench what only training uses."""
+    everything = redact(asdict(config))
+    for room, key in _SPEED_ONLY:
+        del everything[room][key]
+    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
+    asked = {key: everything[key] for key in keys}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

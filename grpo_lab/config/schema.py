@@ -1,27 +1,13 @@
-"""What was asked: the typed schema of a run, and reading and writing it.
-
-Nothing here decides anything; :mod:`grpo_lab.plan` does. Imports Hydra's config store and OmegaConf only.
-"""
+"""What can be asked: the typed schema of a run, with every default. Compose fills it, planner decides on it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
-from grpo_lab.config.naming import sweep_name
-from grpo_lab.config.redaction import redact
-from grpo_lab.config.resolvers import pick, quotient
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
-"""Folder of the shipped YAML files: inside the package in a wheel, beside it in a clone."""
+from grpo_lab.config.jobs import BenchConfig, EvaluateConfig, PredictionConfig, PublishConfig
 
 
 @dataclass
@@ -118,60 +104,6 @@ class EvalConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """What `python -m grpo_lab.evaluate` does with a policy; no part of a training run."""
-
-    checkpoint: Any = "last"
-    """Of a run: `last`, `before` (the untrained model), or a step."""
-    k: list[int] = field(default_factory=lambda: [1])
-    """The k of each pass@k to report."""
-    samples: int | None = None
-    """Completions a problem. Null: the largest k."""
-    problems: int = 0
-    """The first so many held-out problems; 0 takes all."""
-    temperature: float | None = None
-    """Null: the training temperature. 0 is greedy."""
-    batch_size: int | None = None
-    """Completions at a time, and what a killed evaluation loses at most. Null: 64, with vLLM 4096."""
-    seed: int = 0
-    """Of the sampling."""
-
-
-@dataclass
-class BenchConfig:
-    """What `python -m grpo_lab.bench` generates; no part of a training run."""
-
-    prompts: int = 64
-    num_generations: int = 8
-    """Completions of each prompt, in one request."""
-    prompt_len: Any = 512
-    """Tokens of a prompt: a number, or [low, high] for uniformly drawn ones."""
-    completion_len: Any = 512
-    """Tokens of a completion, likewise; those of one prompt have one length."""
-    concurrency: int | None = None
-    """Requests in flight. Null: all at once."""
-    warmup: int = 1
-    """First rounds of each load that are left out."""
-    repeats: int = 3
-    """Rounds of each load that are measured."""
-    timed_every: int | None = None
-    """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
-    loads: dict[str, Any] = field(default_factory=dict)
-    """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
-    one, `default`."""
-
-
-@dataclass
-class PublishConfig:
-    """The trained policy and its model card on the Hugging Face Hub, after a run that finished."""
-
-    repo_id: str | None = None
-    """`owner/name`, made if it is not there; `name` alone is the token's owner's. Null: nothing is published."""
-    private: bool = True
-    """Of a repository that is made."""
-
-
-@dataclass
 class TimeoutsConfig:
     """Seconds after which a run that makes no progress is ended."""
 
@@ -219,22 +151,6 @@ class LayoutConfig:
     choose: str = "manual"
     measure: int = 0
     """So many of the layouts that are predicted to be fastest are timed briefly, and the fastest is kept."""
-
-
-@dataclass
-class PredictionConfig:
-    """What `python -m grpo_lab.plan` assumes and shows; no part of a run."""
-
-    format: str = "table"
-    """table, json or csv."""
-    top: int = 12
-    """Layouts that the table shows; json and csv have all."""
-    generation: bool = False
-    """A server on all GPUs and no training, as `python -m grpo_lab.bench` runs it."""
-    prompt_tokens: int | None = None
-    """Mean of the prompts. Null: data.max_prompt_tokens, else 256; prompts are not read for a prediction."""
-    calibration: str | None = None
-    """A file that `python -m grpo_lab.plan calibrate` wrote. Null: the one that is shipped."""
 
 
 @dataclass
@@ -287,90 +203,3 @@ class Config:
     warmup_steps: int = 2
     """First steps that every timing leaves out."""
     dry_run: bool = False
-
-
-NOT_IDENTITY = (
-    "runs_dir",
-    "name",
-    "hosts",
-    "resume",
-    "dry_run",
-    "tracker",
-    "timeouts",
-    "launcher",
-    "sweep",
-    "objective",
-    "evaluate",
-    "bench",
-    "kind",
-    "fit",
-    "hardware",
-    "layout",
-    "plan",
-    "publish",
-    "stop_on_nan",  # it decides how far a run comes, not what its steps compute
-)
-"""Keys that change no result."""
-_BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
-"""All that can change what a bench measures."""
-_SPEED_ONLY = (("vllm", "fast_output"),)
-"""Keys of groups that change how long a run takes and nothing else."""
-_OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
-
-
-def register(defaults: Config | None = None) -> None:
-    """Put the schema into Hydra's store, with the defaults of the command that is run. Nodes that pass options on stay
-    open, so they need no `+`."""
-    schema = OmegaConf.structured(defaults or Config)
-    for key in _OPEN:
-        OmegaConf.set_struct(OmegaConf.select(schema, key), False)
-    ConfigStore.instance().store(name="schema", node=schema, provider="grpo_lab")
-
-    prefix = f"{defaults.kind}-" if defaults else ""
-
-    def name_of_sweep(name: str | None, overrides: list[str], axes: list[str] | None = None) -> str:
-        return name or prefix + sweep_name(name, overrides, axes)
-
-    OmegaConf.register_new_resolver("sweep_name", name_of_sweep, replace=True)
-    OmegaConf.register_new_resolver("quotient", quotient, replace=True)
-    OmegaConf.register_new_resolver("pick", pick, replace=True)
-    OmegaConf.register_new_resolver("last_part", lambda path: Path(path or "").absolute().name, replace=True)
-
-
-def from_hydra(composed: DictConfig) -> Config:
-    """The composed configuration, resolved, as a :class:`Config`."""
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, Config)
-    return config
-
-
-def to_yaml(config: Config) -> str:
-    """The content of config.yaml. Secrets stay out; a run gets them through the environment."""
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(redact(asdict(config)))))
-
-
-def _literal(value: Any) -> Any:
-    """The same, with what looks like an interpolation escaped: all of them are resolved by now."""
-    if isinstance(value, dict):
-        return {key: _literal(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def load(path: Path) -> Config:
-    """Read what :func:`to_yaml` made."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
-    assert isinstance(merged, DictConfig)
-    return from_hydra(merged)
-
-
-def identity(config: Config) -> str:
-    """Hash of all that can change a result: 12 hex digits. Folders, trackers and time limits are left out, and of a
-    bench what only training uses."""
-    everything = redact(asdict(config))
-    for room, key in _SPEED_ONLY:
-        del everything[room][key]
-    keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
-    asked = {key: everything[key] for key in keys}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -13,8 +13,9 @@ from typing import Any
 from grpo_lab.conductor.request import AUTO, Request
 from grpo_lab.config import model as policy
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.jobs import EvaluateConfig
 from grpo_lab.config.redaction import redact
-from grpo_lab.config.schema import Config, EvaluateConfig
+from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.visible import environment
 from grpo_lab.planner.checks.ranges import check_ranges

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from grpo_lab.config.errors import RequestError, nearest
-from grpo_lab.config.schema import BenchConfig
+from grpo_lab.config.jobs import BenchConfig
 
 DEFAULT = "default"
 """Name of the only load where none is named."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config, DistributedConfig, LayoutConfig
 from grpo_lab.machine.clusters import cluster

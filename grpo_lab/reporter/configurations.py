@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_lab.config.schema import NOT_IDENTITY
+from grpo_lab.config.compose import NOT_IDENTITY
 from grpo_lab.planner.modes import mode
 from grpo_lab.reporter import estimates
 from grpo_lab.reporter.estimates import Estimate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import writing

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.modes import mode
 from grpo_lab.store import folder as store

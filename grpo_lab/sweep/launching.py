@@ -13,8 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from grpo_lab.config import schema as configuration
-from grpo_lab.config.compose import Composer
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import PointFailed, RequestError
 from grpo_lab.config.naming import fixed_overrides
 from grpo_lab.config.redaction import redact_command
@@ -26,6 +25,7 @@ from grpo_lab.store import train as results
 from grpo_lab.store.folder import Sweep
 from grpo_lab.store.records import Failure, Result
 from grpo_lab.sweep import board, job, points
+from grpo_lab.sweep.composer import Composer
 from grpo_lab.sweep.launchers.base import Backend
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.running import Course

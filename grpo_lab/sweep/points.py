@@ -11,8 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from grpo_lab.conductor.preflight import check_targets
-from grpo_lab.config import schema as configuration
-from grpo_lab.config.compose import Composer
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.naming import label
 from grpo_lab.config.redaction import redact, redact_argument
@@ -28,6 +27,7 @@ from grpo_lab.predictor.choice import settled
 from grpo_lab.store import folder as store
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Row, Run, Sweep
+from grpo_lab.sweep.composer import Composer
 from grpo_lab.sweep.launchers.base import Backend, Need
 
 

@@ -20,7 +20,7 @@ from hydra.utils import get_method
 from pyarrow import Table, bool_, field, int64, parquet, schema, string
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.evaluate import EvaluationPlan

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.model import ASSETS, architecture, random_folder
 from grpo_lab.config.schema import ModelConfig
 from grpo_lab.machine.locks import held

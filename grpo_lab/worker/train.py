@@ -15,7 +15,7 @@ import requests
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import DiskFull, is_full
 from grpo_lab.machine.logs import OUT_OF_MEMORY

@@ -22,10 +22,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from grpo_lab.bench import DEFAULTS
+from grpo_lab.config import compose as configuration
 from grpo_lab.config import model as policy
-from grpo_lab.config import schema as configuration
+from grpo_lab.config.compose import CONF, identity
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.schema import CONF, BenchConfig, Config, identity
+from grpo_lab.config.jobs import BenchConfig
+from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.power import Meter
 from grpo_lab.machine.processes import carriers

@@ -15,7 +15,8 @@ from pyarrow import parquet
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
+from grpo_lab.config.jobs import EvaluateConfig
 from grpo_lab.config.model import ASSETS
 from grpo_lab.config.schema import Config, ModelConfig, VllmConfig
 from grpo_lab.store import checkpoints
@@ -242,6 +243,6 @@ def test_the_command_itself_loads_no_heavy_package(runs_of_others: Path) -> None
 
 
 def test_what_is_evaluated_is_no_part_of_a_run() -> None:
-    one, other = (Config(evaluate=configuration.EvaluateConfig(k=[k])) for k in (1, 4))
+    one, other = (Config(evaluate=EvaluateConfig(k=[k])) for k in (1, 4))
     one.model = other.model = ModelConfig(name="x", path="y")
     assert configuration.identity(one) == configuration.identity(other)

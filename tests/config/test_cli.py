@@ -115,16 +115,18 @@ def test_the_configuration_is_found_from_another_directory(tmp_path: Path) -> No
 
 
 def test_secrets_reach_no_file(tmp_path: Path) -> None:
-    from grpo_lab.config import schema as configuration
-    from grpo_lab.config.schema import Config, ModelConfig
+    from grpo_lab.config.schema import Config, ModelConfig, VllmConfig
     from grpo_lab.store import folder as store
 
-    config = Config(
-        model=ModelConfig(name="x", path="y"), vllm=configuration.VllmConfig(env={"HF_TOKEN": "hf_verysecret"})
-    )
+    config = Config(model=ModelConfig(name="x", path="y"), vllm=VllmConfig(env={"HF_TOKEN": "hf_verysecret"}))
     store.save_config(config, tmp_path / "config.yaml")
     assert "verysecret" not in (tmp_path / "config.yaml").read_text()
 
 
 def test_gsm8k_is_where_the_tests_look_for_it() -> None:
     assert json.loads((GSM8K / "test.jsonl").open().readline())["answer"].endswith("#### 18")
+
+
+def test_the_identity_of_the_default_is_that_of_earlier_runs(tmp_path: Path) -> None:
+    """A run that an earlier version left is found again under the same name."""
+    assert "tiny-arithmetic-off-d5879076ffba" in cli("dry_run=true", f"runs_dir={tmp_path}").stdout

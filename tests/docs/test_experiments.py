@@ -20,14 +20,14 @@ from hydra.types import HydraContext, RunMode
 from omegaconf.errors import InterpolationResolutionError
 
 from grpo_lab.config.cli import explain
-from grpo_lab.config.compose import Composer
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.naming import fixed_overrides, sweep_name
 from grpo_lab.config.resolvers import pick, quotient
-from grpo_lab.config.schema import CONF
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Sweep
+from grpo_lab.sweep.composer import Composer
 from grpo_lab.sweep.launchers.local import LocalBackend
 from grpo_lab.sweep.points import Point, freeze
 from tests.conftest import ROOT, cli

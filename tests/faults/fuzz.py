@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from grpo_lab import train
 from grpo_lab.config import upstream
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.compose import CONF
+from grpo_lab.config.schema import Config
 
 NIGHTLY = os.environ.get("GRPO_LAB_FUZZ") == "nightly"
 """Many random cases, others each night; otherwise the same few each time."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.store import folder as store

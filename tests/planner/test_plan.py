@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.schema import CONF, Config
+from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Gpu, Machine
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import Plan, make_plan

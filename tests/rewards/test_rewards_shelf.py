@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_lab.conductor.preflight import check_targets
-from grpo_lab.config import schema as configuration
+from grpo_lab.config import compose as configuration
+from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.schema import CONF
+from grpo_lab.config.schema import Config
 from grpo_lab.rewards import formats, lengths, matching, variety
 from grpo_lab.rewards.countdown import countdown
 from tests.conftest import ROOT
@@ -106,7 +107,7 @@ def reward(name: str, *overrides: str, **given: Any) -> list[float | None]:
     return function(**{**given, **parameters})
 
 
-def _with_url(config: configuration.Config) -> configuration.Config:
+def _with_url(config: Config) -> Config:
     config.rewards["model"]["url"] = "http://127.0.0.1:1"
     return config
 

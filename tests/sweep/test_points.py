@@ -11,13 +11,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from grpo_lab.config.compose import Composer, without_hydra
+from grpo_lab.config.compose import identity
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.naming import fixed_overrides, label, sweep_name
-from grpo_lab.config.schema import identity
 from grpo_lab.machine.gpus import Gpu, Machine
 from grpo_lab.store.folder import Sweep
 from grpo_lab.sweep import points
+from grpo_lab.sweep.composer import Composer, without_hydra
 from grpo_lab.sweep.launchers.base import Need
 from grpo_lab.sweep.launchers.local import LocalBackend
 from grpo_lab.sweep.launching import check
