@@ -16,7 +16,7 @@ import pytest
 
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
-from grpo_lab.store.measures import PHASES
+from grpo_lab.store.measures import MEASURES, PHASES
 from tests.conftest import GSM8K, SHORT, cli, first_completions, running, wait_for_step
 from tests.offline_wandb import history, wandb_records
 
@@ -91,6 +91,14 @@ def test_completion_tokens_are_those_of_the_completions(finished: tuple[Run, str
     texts = [row["completion"][0]["content"] for row in table if row["step"] == 1]
     counted = sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert counted <= run.rows()[0]["completion_tokens"] <= counted + len(texts)  # the end token is not in the text
+
+
+def test_every_metric_of_the_list_is_measured(finished: tuple[Run, str]) -> None:
+    """But those of vLLM, of a server and of a card with known FLOPs, which this run does not have."""
+    metrics = store.read_json(finished[0].result)["metrics"]
+    fields = {measure.name: measure.field(metrics) for measure in MEASURES["train"] if not measure.inverse_of}
+    missing = {name for name, value in fields.items() if value is None}
+    assert missing == {"logp_difference", "mfu", "peak_memory_gib_server", "startup_s_server"}
 
 
 def test_prompt_tokens_are_those_of_the_prompts(finished: tuple[Run, str]) -> None:
