@@ -11,9 +11,8 @@ from typing import Any
 
 from grpo_lab.config.compose import NOT_IDENTITY
 from grpo_lab.planner.modes import mode
-from grpo_lab.reporter import estimates
-from grpo_lab.reporter.estimates import Estimate
-from grpo_lab.store import measures
+from grpo_lab.store import estimates, measures
+from grpo_lab.store.estimates import Estimate
 from grpo_lab.store.folder import Row, Run
 
 Axes = dict[str, Any]

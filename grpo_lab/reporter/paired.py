@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from grpo_lab.reporter.configurations import Configuration
-from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.store import folder as store
 from grpo_lab.store import stats
+from grpo_lab.store.estimates import Estimate
 
 Marks = Mapping[int, Sequence[int | None]]
 """Seed -> a mark for each problem: 1 right, 0 wrong, None where the gold answer cannot be read."""

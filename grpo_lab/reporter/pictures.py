@@ -23,8 +23,8 @@ from grpo_lab.planner import modes
 from grpo_lab.reporter.colours import INK, LIGHT, LINE, SERIES, SOFT, VARIABLES
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.curves import ACCURACY, REWARD, Curve
-from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.store import measures
+from grpo_lab.store.estimates import Estimate
 from grpo_lab.store.measures import PHASES, Measure
 
 MARKERS = "osD^vP*X"

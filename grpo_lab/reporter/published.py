@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_lab.config.errors import RequestError, nearest
-from grpo_lab.reporter import estimates
 from grpo_lab.reporter.configurations import Configuration
-from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import experiment
 from grpo_lab.reporter.tables import Cell, Table, measured
-from grpo_lab.store import measures
+from grpo_lab.store import estimates, measures
+from grpo_lab.store.estimates import Estimate
 
 EXPERIMENTS = Path("experiments")
 _SAID = ("metric", "value", "unit", "source")

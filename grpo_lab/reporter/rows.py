@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from grpo_lab.reporter import context, estimates
+from grpo_lab.reporter import context
 from grpo_lab.reporter.configurations import failure_of, per_load
-from grpo_lab.store import measures
+from grpo_lab.store import estimates, measures
 from grpo_lab.store.folder import Row
 
 ASKED = ("kind", "model", "algorithm", "vllm_mode", "tp", "dp", "gpus", "seed", "load", "status")

@@ -9,9 +9,9 @@ from pathlib import Path
 from grpo_lab.reporter import paired
 from grpo_lab.reporter.best import best
 from grpo_lab.reporter.configurations import Configuration, failure_of
-from grpo_lab.reporter.estimates import Estimate
 from grpo_lab.reporter.folder import LeftOut, name
 from grpo_lab.store import markdown, measures, stats
+from grpo_lab.store.estimates import Estimate
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import Measure
 

@@ -11,6 +11,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.planner.modes import mode
 from grpo_lab.store import folder as store
 from grpo_lab.store import measures, stats
+from grpo_lab.store.estimates import Estimate, estimate
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.markdown import table
 
@@ -112,16 +113,15 @@ def _evaluated(config: Config, metrics: Row) -> list[EvalResult] | None:
 
 
 def _results(metrics: Row) -> str:
-    measured = [(measure.card, measure.field(metrics)) for measure in measures.MEASURES["train"] if measure.card]
-    rows = [[text, *_cells(value)] for text, value in measured if value is not None]
+    named = [measure for measure in measures.MEASURES["train"] if measure.card]
+    rows = [[measure.card, *_cells(value)] for measure in named if (value := estimate(measure.field(metrics)))]
     return table(["", "value", "95% interval, or range", "n"], rows)
 
 
-def _cells(measured: Row | float) -> list[str]:
-    if not isinstance(measured, dict):
-        return [f"{measured:.4g}", "", ""]
-    value, interval = measured.get("value", measured.get("median")), measured.get("ci95") or measured.get("range")
-    return [f"{value:.4g}", "{:.4g} to {:.4g}".format(*interval) if interval else "", str(measured["n"])]
+def _cells(measured: Estimate) -> list[str]:
+    low, high = measured.low, measured.high
+    interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+    return [f"{measured.value:.4g}", interval, str(measured.n or "")]
 
 
 def _data(config: Config, counted: Row) -> str:

@@ -11,6 +11,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
 from grpo_lab.store import health, measures, stats
+from grpo_lab.store.estimates import estimate
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.records import Failure, Result
 
@@ -59,10 +60,8 @@ def check_objective(name: str) -> None:
 
 def objective(result: Result, name: str) -> float | None:
     """An objective as a number, median or value; None if it was not measured."""
-    found = measures.objectives()[name].field(result.metrics)
-    if isinstance(found, dict):
-        found = found.get("median", found.get("value"))
-    return None if found is None else float(found)
+    measured = estimate(measures.objectives()[name].field(result.metrics))
+    return None if measured is None else measured.value
 
 
 def accuracy(run: Run) -> Row:

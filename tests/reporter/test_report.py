@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.reporter import contents, curves, estimates, pictures
+from grpo_lab.reporter import contents, curves, pictures
 from grpo_lab.reporter.contents import Contents
+from grpo_lab.store import estimates, stats
 from grpo_lab.store import folder as store
-from grpo_lab.store import stats
 from grpo_lab.store.folder import Run
 from tests.conftest import ROOT
 from tests.results import make, sweep, timing
