@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_lab.rewards import TAIL_CHARS
 from grpo_lab.rewards.answers import plain_number
-from grpo_lab.rewards.text import Completion, text_of
+from grpo_lab.rewards.text import Completion, as_list, text_of
 
 MAX_CHARS = 500  # a longer expression is none: bounds its depth and the size of its values
 _WRITTEN = re.compile(r"[0-9+\-*/() \n]+")
@@ -28,7 +28,7 @@ def countdown(
     `format_score` where there is an answer with a wrong expression, or none at all; 0.0 without an answer; `None` where
     the row has no numbers or no target. As in TinyZero (https://github.com/Jiayi-Pan/TinyZero,
     verl/utils/reward_score/countdown.py), with exact fractions, and without running the expression: it may have
-    + - * / ( ) and whole numbers only.
+    + - * / ( ) and whole numbers only. An expression is what the game asks for, so none has to be calculated.
 
     Args:
         format_score: for an answer in its tags that is wrong.
@@ -48,11 +48,9 @@ def countdown(
 
 def _numbers(column: object) -> list[Fraction] | None:
     """Sorted; None where it is no list of numbers, or an empty one."""
-    if not isinstance(column, Sequence) or isinstance(column, str):
-        return None
-    found = [_number(one) for one in column]
-    known = [one for one in found if one is not None]
-    return sorted(known) if known and len(known) == len(found) else None
+    values = as_list(column)
+    known = [number for number in map(_number, values or ()) if number is not None]
+    return sorted(known) if values and len(known) == len(values) else None
 
 
 def _number(value: object) -> Fraction | None:
@@ -62,7 +60,7 @@ def _number(value: object) -> Fraction | None:
 def _last_tagged(text: str) -> str | None:
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return None if start < 0 else text[start + len("<answer>") : end]
+    return None if start < 0 else text[start + len("<answer>") : end].partition("</answer>")[0]
 
 
 def _value(expression: str, given: list[Fraction]) -> Fraction | None:

@@ -16,7 +16,7 @@ def strict(completions: Sequence[Completion], **columns: Any) -> list[float]:
 
     Every tag once and alone on its line, as in open-r1's `format_reward`
     (https://github.com/huggingface/open-r1, src/open_r1/rewards.py), with nothing before or after. `format` is the
-    same without the line breaks.
+    same without the line breaks. A line break at the end does not count.
     """
     return [float(_strict(text_of(completion))) for completion in completions]
 
@@ -61,6 +61,7 @@ def boxed(completions: Sequence[Completion], **columns: Any) -> list[float]:
 def _strict(text: str) -> bool:
     if any(text.count(tag) != 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")):
         return False
+    text = text.removesuffix("\n")
     inside = text.removeprefix("<think>\n").removesuffix("\n</answer>")
     return len(text) - len(inside) == len("<think>\n\n</answer>") and "\n</think>\n<answer>\n" in inside
 

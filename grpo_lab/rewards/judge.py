@@ -6,65 +6,23 @@ whatever ended the parent; a busy one by its own alarm.
 """
 
 import atexit
-import json
+import math
 import os
+import pickle
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import Enum
 from functools import cache
 from queue import LifoQueue
 
 from grpo_lab.rewards import verifier
-from grpo_lab.rewards.answers import Answer
+from grpo_lab.rewards.comparison import Question, Verdict, settle
+from grpo_lab.rewards.cores import cores
 
 START_TIMEOUT_S = 120.0  # importing sympy from a cold network disk
-MAX_PROCESSES = 4
-
-
-class Verdict(Enum):
-    RIGHT = verifier.RIGHT
-    WRONG = verifier.WRONG
-    UNREADABLE_GOLD = verifier.UNREADABLE_GOLD
-    TIMEOUT = b"T"
-
-
-@dataclass(frozen=True)
-class Question:
-    gold: Answer
-    answer: Answer
-    anywhere: bool = False  # the answer is prose to search, not a formula
-
-
-def settle(question: Question) -> Verdict | None:
-    """The verdict that needs no math-verify, or `None`."""
-    gold, answer = question.gold, question.answer
-    if not gold.text:
-        return Verdict.UNREADABLE_GOLD
-    if question.anywhere:
-        return None
-    if gold.number is not None and answer.number is not None:
-        return Verdict.RIGHT if _same_number(gold, answer) else Verdict.WRONG
-    readable = gold.number is not None or gold.words is not None
-    if readable and not answer.text:
-        return Verdict.WRONG
-    if gold.words is not None and answer.words is not None:
-        return Verdict.RIGHT if gold.words == answer.words else Verdict.WRONG
-    return None
-
-
-def _same_number(gold: Answer, answer: Answer) -> bool:
-    assert gold.number is not None
-    assert answer.number is not None
-    if gold.number == answer.number:
-        return True
-    if gold.percent == answer.percent:
-        return False
-    percent, other = (gold, answer) if gold.percent else (answer, gold)
-    return percent.number == other.number * 100 if other.number is not None else False
 
 
 class _Process:
@@ -88,17 +46,9 @@ class _Process:
 
     def ask(self, question: Question, timeout_s: float) -> Verdict:
         """TIMEOUT also where the process died, which it does when a formula needs too much memory."""
-        request = {
-            "gold": question.gold.text,
-            "answer": question.answer.text,
-            "gold_percent": question.gold.percent,
-            "answer_percent": question.answer.percent,
-            "anywhere": question.anywhere,
-            "timeout_s": timeout_s,
-        }
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.write(pickle.dumps((question, timeout_s)))
             reply = self._reply(timeout_s)
         except BrokenPipeError:
             reply = b""
@@ -131,23 +81,34 @@ class Judge:
         for _ in range(processes):
             self._free.put(None)
 
-    def verdicts(self, questions: Sequence[Question], timeout_s: float) -> list[Verdict]:
-        """One per question, in order; equal questions are asked once."""
+    def verdicts(
+        self, questions: Sequence[Question], timeout_s: float, step_timeout_s: float | None = None
+    ) -> list[Verdict]:
+        """One per question, in order; equal questions are asked once.
+
+        A question has `timeout_s` and all together `step_timeout_s`: TIMEOUT for what has no verdict by then.
+        """
         settled = {question: settle(question) for question in questions}
         known = {question: verdict for question, verdict in settled.items() if verdict is not None}
         rest = [question for question in settled if question not in known]
         if rest:
+            end = math.inf if step_timeout_s is None else time.monotonic() + step_timeout_s
             with ThreadPoolExecutor(min(self._processes, len(rest))) as threads:
-                asked = threads.map(lambda question: self._ask(question, timeout_s), rest)
+                asked = threads.map(lambda question: self._ask(question, timeout_s, end), rest)
                 known.update(zip(rest, asked, strict=True))
         return [known[question] for question in questions]
 
-    def _ask(self, question: Question, timeout_s: float) -> Verdict:
+    def _ask(self, question: Question, timeout_s: float, end: float) -> Verdict:
+        """TIMEOUT at `end`, of time.monotonic(), at the latest; the start of a process does not count."""
         process = self._free.get()
         try:
+            if time.monotonic() >= end:
+                return Verdict.TIMEOUT
             if process is None or not process.alive():
+                started = time.monotonic()
                 process = _Process()
-            return process.ask(question, timeout_s)
+                end += time.monotonic() - started
+            return process.ask(question, min(timeout_s, end - time.monotonic()))
         finally:
             self._free.put(process)
 
@@ -160,9 +121,8 @@ class Judge:
 
 @cache
 def shared_judge() -> Judge:
-    """This process's judge. Ranks of one host share its cores."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Judge(max(1, min(MAX_PROCESSES, cores)))
+    """This process's judge."""
+    return Judge(cores())
 
 
 def _close_shared() -> None:

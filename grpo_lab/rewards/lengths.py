@@ -37,6 +37,9 @@ def cosine(
     max_value_correct: float = 1.0,
     extract: str = "last_tag",
     timeout_s: float = 5.0,
+    simplified: bool = True,
+    relative_tolerance: float = 0.0,
+    step_timeout_s: float | None = 120.0,
     **columns: Any,
 ) -> list[float | None]:
     """Accuracy by length on a cosine: right and short scores best, wrong and short worst; `None` as in `accuracy`.
@@ -52,10 +55,13 @@ def cosine(
         max_value_correct: for a right and empty one.
         extract: as in `accuracy`.
         timeout_s: as in `accuracy`.
+        simplified: as in `accuracy`.
+        relative_tolerance: as in `accuracy`.
+        step_timeout_s: as in `accuracy`.
     """
     if max_len < 1:
         raise ValueError(f"max_len={max_len}: must be at least 1")
-    right = accuracy(completions, solution, extract=extract, timeout_s=timeout_s)
+    right = accuracy(completions, solution, extract, timeout_s, simplified, relative_tolerance, step_timeout_s)
 
     def value(is_right: float, tokens: int) -> float:
         short = (1 + math.cos(math.pi * min(tokens / max_len, 1))) / 2  # 1 for nothing, 0 for the longest

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo_lab.rewards import ANYWHERE_CHARS, TAIL_CHARS, accuracy
-from grpo_lab.rewards.answers import last_answer, read_answer
+from grpo_lab.rewards.answers import is_missing, last_answer, read_answer, read_gold
+from grpo_lab.rewards.comparison import Rule, same_number
+from grpo_lab.rewards.literals import Number
 from grpo_lab.rewards.text import Completion, text_of
 
 _NUMBER = re.compile(
@@ -21,6 +23,9 @@ def reasoning_accuracy(
     reasoning_delimiters: Sequence[str] = ("</think>",),
     extract: str = "last_tag",
     timeout_s: float = 5.0,
+    simplified: bool = True,
+    relative_tolerance: float = 0.0,
+    step_timeout_s: float | None = 120.0,
     log_metric: Callable[[str, float], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
@@ -33,6 +38,9 @@ def reasoning_accuracy(
         reasoning_delimiters: any of them ends the reasoning.
         extract: as in `accuracy`.
         timeout_s: as in `accuracy`.
+        simplified: as in `accuracy`.
+        relative_tolerance: as in `accuracy`.
+        step_timeout_s: as in `accuracy`.
     """
     answers = [_after(text_of(completion), reasoning_delimiters) for completion in completions]
 
@@ -40,7 +48,7 @@ def reasoning_accuracy(
         if log_metric is not None:
             log_metric(name.replace("/accuracy/", "/reasoning_accuracy/"), value)
 
-    return accuracy(answers, solution, extract=extract, timeout_s=timeout_s, log_metric=log)
+    return accuracy(answers, solution, extract, timeout_s, simplified, relative_tolerance, step_timeout_s, log)
 
 
 def exact_match(
@@ -68,31 +76,43 @@ def exact_match(
 
     def score(text: str, gold: object) -> float | None:
         answer = text if extract == "all" else last_answer(text[-TAIL_CHARS:])
-        return None if gold is None else float(answer is not None and norm(answer) == norm(str(gold)))
+        return None if is_missing(gold) else float(answer is not None and norm(answer) == norm(str(gold)))
 
     return [score(text_of(completion), gold) for completion, gold in zip(completions, solution, strict=True)]
 
 
-def number_match(completions: Sequence[Completion], solution: Sequence[object], **columns: Any) -> list[float | None]:
+def number_match(
+    completions: Sequence[Completion],
+    solution: Sequence[object],
+    simplified: bool = True,
+    relative_tolerance: float = 0.0,
+    **columns: Any,
+) -> list[float | None]:
     """1.0 where the last number of the completion is the gold one, 0.0 where not, `None` where the gold is no number.
 
     No tag is needed: the "flexible extract" with which lm-evaluation-harness scores GSM8K
     (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/gsm8k). Looks at the last 2,000 characters;
-    numbers are compared exactly, so 1,234.50 is 1234.5 and 1/2 is 0.5.
+    numbers are compared exactly, so 1,234.50 is 1234.5 and 1/2 is 0.5, but 66/2 is not 33: see `accuracy`.
+
+    Args:
+        simplified: as in `accuracy`; false: a fraction stands for a whole number too.
+        relative_tolerance: as in `accuracy`.
     """
-    golds = [_number(gold) for gold in solution]
-    found = [_NUMBER.findall(text_of(completion)[-ANYWHERE_CHARS:]) for completion in completions]
-    lasts = [read_answer(numbers[-1]).number if numbers else None for numbers in found]
-    return [None if gold is None else float(last == gold) for last, gold in zip(lasts, golds, strict=True)]
+    rule = Rule(simplified, relative_tolerance)
+    written = [_NUMBER.findall(text_of(completion)[-ANYWHERE_CHARS:]) for completion in completions]
+    lasts = [read_answer(numbers[-1]).number if numbers else None for numbers in written]
+    golds = [read_gold(gold).number for gold in solution]
+    return [_score(gold, last, rule) for gold, last in zip(golds, lasts, strict=True)]
+
+
+def _score(gold: Number | None, answer: Number | None, rule: Rule) -> float | None:
+    return None if gold is None else float(answer is not None and same_number(gold, answer, rule))
 
 
 def _after(text: str, delimiters: Sequence[str]) -> str:
     """What follows the last of the delimiters; nothing where there is none."""
-    return text[max((end + len(one) for one in delimiters if (end := text.rfind(one)) >= 0), default=len(text)) :]
-
-
-def _number(gold: object) -> object:
-    """The exact value of a gold answer, which may be a whole solution that ends in a tagged one."""
-    text = "" if gold is None else str(gold)
-    found = last_answer(text)
-    return read_answer(text if found is None else found).number
+    return text[
+        max(
+            (end + len(delimiter) for delimiter in delimiters if (end := text.rfind(delimiter)) >= 0), default=len(text)
+        ) :
+    ]

@@ -15,3 +15,9 @@ def text_of(completion: Completion | None) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content or () if isinstance(part, Mapping))
+
+
+def as_list(column: object) -> list[object] | None:
+    """A list, tuple or array of numpy (as pandas and parquet files give one) as a list; None for anything else."""
+    values = column.tolist() if hasattr(column, "tolist") else column
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else None

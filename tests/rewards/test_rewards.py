@@ -59,6 +59,8 @@ def both_ways(form: str, golds: list[str]) -> None:
         r"\boxed{N\text{ dollars}}",
         "<answer>N dollars</answer>",
         "<answer>N.00</answer>",
+        "<answer>$x = N$</answer>",
+        r"\boxed{7 + 2 = N}",
         r"\boxed{N\%}",
         r"<answer>The answer is \boxed{N}.</answer>",
         r"first \boxed{7}, no: <answer>$N$</answer>",
@@ -68,10 +70,14 @@ def test_every_gsm8k_gold_scores_one_and_another_number_zero(form: str, golds: l
     both_ways(form, golds)
 
 
-@pytest.mark.parametrize("form", [r"\boxed{\frac{2N}{2}}", r"<answer>$x = N$</answer>"])
-def test_every_gsm8k_gold_through_math_verify(form: str, golds: list[str]) -> None:
-    form = form.replace("2N", r"2\times N")
-    both_ways(form, [gold.replace(",", "") for gold in golds])
+@pytest.mark.parametrize("form", [r"\boxed{\frac{2\times N}{2}}", "<answer>$0+N$</answer>"])
+def test_every_gsm8k_gold_left_to_calculate_is_no_answer_but_where_asked(form: str, golds: list[str]) -> None:
+    golds = [gold.replace(",", "") for gold in golds]
+    completions = [form.replace("N", gold) for gold in golds]
+    assert accuracy(completions, golds) == [0.0] * len(golds)
+    assert accuracy(completions, golds, simplified=False) == [1.0] * len(golds)
+    others = [form.replace("N", plus_one(gold)) for gold in golds]
+    assert accuracy(others, golds, simplified=False) == [0.0] * len(golds)
 
 
 EQUAL = [
@@ -197,12 +203,12 @@ def test_a_hang_in_sympy_is_bounded_and_counted(threaded: bool) -> None:
 
 
 def test_a_killed_checker_is_replaced() -> None:
-    assert accuracy([r"\boxed{\frac{10}{4}}"], ["2.5"]) == [1.0]
+    assert accuracy([r"\boxed{1+\sqrt2}"], [HANGING_GOLD]) == [1.0]
     for child in psutil.Process().children():
         if child.status() != psutil.STATUS_ZOMBIE and "grpo_lab.rewards.verifier" in " ".join(child.cmdline()):
             child.kill()
             child.wait(5)
-    assert accuracy([r"\boxed{\frac{20}{8}}"], ["2.5"]) == [1.0]
+    assert accuracy([r"\boxed{1+\sqrt{2}}"], [HANGING_GOLD]) == [1.0]
 
 
 def run_python(code: str) -> "subprocess.Popen[str]":
@@ -225,7 +231,7 @@ def test_no_process_is_left(end: str) -> None:
     last = f"accuracy([{HANGING!r}], [{HANGING_GOLD!r}], timeout_s=3)" if end.startswith("busy") else "input()"
     parent = run_python(
         "from grpo_lab.rewards import accuracy\n"
-        rf"accuracy([r'\boxed{{\frac12}}'], ['0.5']); print('ready', flush=True); {last}"
+        rf"accuracy([r'\boxed{{\sqrt8}}'], [r'2\sqrt2']); print('ready', flush=True); {last}"
     )
     assert wait_for_line(parent) == "ready"
     children = psutil.Process(parent.pid).children(recursive=True)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_method
@@ -209,7 +210,9 @@ STRICT = "<think>\na\n</think>\n<answer>\nb\n</answer>"
     [
         (STRICT, 1.0, 1.0),
         (STRICT.replace("\na\n", "\na\n\nc\n"), 1.0, 1.0),
-        (STRICT + "\n", 0.0, 1.0),
+        (STRICT + "\n", 1.0, 1.0),
+        (STRICT + "\n\n", 0.0, 1.0),
+        (STRICT + " ", 0.0, 1.0),
         ("\n" + STRICT, 0.0, 1.0),
         (STRICT.replace("\na", "a"), 0.0, 1.0),
         (STRICT.replace("<answer>\n", "<answer>"), 0.0, 1.0),
@@ -272,6 +275,7 @@ def test_exact_match_of_the_whole_completion_and_of_either_case() -> None:
     assert matching.exact_match([" Yes\n"], ["Yes"], extract="all") == [1.0]
     assert matching.exact_match([r"\boxed{YES}"], ["yes"], ignore_case=True) == [1.0]
     assert matching.exact_match([r"\boxed{None}", r"\boxed{3}"], [None, 3]) == [None, 1.0]
+    assert matching.exact_match([r"\boxed{nan}"], [math.nan]) == [None]
     with pytest.raises(ValueError, match="use last_tag or all"):
         matching.exact_match(["x"], ["x"], extract="anywhere")
 
@@ -371,8 +375,9 @@ def test_countdown_is_exact_and_says_where_it_has_no_game() -> None:
     third = "<answer>10 / 3 * 3 - 10 + 1 / 3</answer>"  # 1/3, which no float is
     assert countdown([third], [[10, 3, 3, 10, 1, 3]], ["1/3"], format_score=0.0) == [1.0]
     assert countdown(["25*3-5*3"], [GAME[0]], [60]) == [0.0]
-    rows: list[Any] = [None, [], "3 5", [None], ["x"], [3]]
-    assert countdown(["<answer>3</answer>"] * 6, rows, [3] * 6) == [None] * 5 + [1.0]
+    rows: list[Any] = [None, [], "3 5", [None], ["x"], [3], np.array([3]), (3,), np.array(3)]
+    assert countdown(["<answer>3</answer>"] * 9, rows, [3] * 9) == [None] * 5 + [1.0] * 3 + [None]
+    assert countdown(["<answer><answer>3</answer></answer>"], [[3]], np.array([3])) == [1.0]
     assert countdown(["<answer>3</answer>"], [[3]], [None]) == [None]  # type: ignore[list-item]
 
 
