@@ -38,11 +38,11 @@ from grpo_lab.machine.processes import Child
 from grpo_lab.planner.commands import RUN_VARIABLE
 from grpo_lab.planner.evaluate import EvaluationPlan, commands_of, make_plan, name_of
 from grpo_lab.planner.parts import Command
-from grpo_lab.store import evaluate as outcome
+from grpo_lab.store import evaluate as summing
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
-from grpo_lab.store.folder import Evaluation, Row, Run
-from grpo_lab.store.records import Progress
+from grpo_lab.store.folder import Evaluation, Run
+from grpo_lab.store.records import EvaluationResult, Progress
 from grpo_lab.store.stats import Proportion
 from grpo_lab.train import git_commit
 
@@ -84,7 +84,7 @@ def evaluate(folders: Sequence[Path], overrides: Sequence[str], console: Console
         show(console, settle(request, plan, machine, work, console), work)
         done.append(work)
     for work in done[1:]:
-        differences = outcome.compare(done[0], work, plans[0].k)
+        differences = summing.compare(done[0], work, plans[0].k)
         store.write_json(work.comparison, {"against": str(done[0].folder), "difference": differences})
         show_difference(console, done[0], work, differences)
 
@@ -102,7 +102,9 @@ def banner(console: Console, request: Request, plan: EvaluationPlan, work: Evalu
         console.print(f"  {name:<9}{value}", highlight=False, markup=False, soft_wrap=True)
 
 
-def settle(request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation, console: Console) -> Row:
+def settle(
+    request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation, console: Console
+) -> EvaluationResult:
     """The result, once all that is missing of it is there."""
     with locks.held(work.lock, patience_s=LEFTOVERS_S):
         processes.await_end(RUN_VARIABLE, str(work.folder.resolve()), LEFTOVERS_S)
@@ -112,9 +114,9 @@ def settle(request: Request, plan: EvaluationPlan, machine: Machine, work: Evalu
             create(request, plan, machine, work)
             for command in commands_of(request, plan, machine, work):
                 carry_out(command, work, console)
-            outcome.gather(work)
-        result = outcome.result_of(work, plan)
-        store.write_json(work.result, result)
+            summing.gather(work)
+        result = summing.build(work, plan)
+        records.write(work.result, result)
     return result
 
 
@@ -177,11 +179,11 @@ def discard(work: Evaluation) -> None:
         work.folder.parent.parent.rmdir()
 
 
-def show(console: Console, result: Row, work: Evaluation) -> None:
-    left_out = f", {result['unreadable']} more with an unreadable solution" if result["unreadable"] else ""
-    for name, found in result["metrics"].items():
+def show(console: Console, result: EvaluationResult, work: Evaluation) -> None:
+    left_out = f", {result.unreadable} more with an unreadable solution" if result.unreadable else ""
+    for name, found in result.metrics.items():
         console.print(f"  {name:<9}{told(found, '.3f')}{left_out}", highlight=False, soft_wrap=True)
-    tokens, seconds = result["tokens"], result["seconds"]
+    tokens, seconds = result.tokens, result.seconds
     speed = f"{tokens:,} tokens in {terminal.clock(seconds)}, {tokens / seconds:,.0f} a second"
     console.print(f"  {'speed':<9}{speed}\n  {'files':<9}{work.folder}", highlight=False, soft_wrap=True)
 

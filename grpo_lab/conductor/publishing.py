@@ -20,8 +20,10 @@ from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.jobs import PublishConfig
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Run
 from grpo_lab.store.model_card import card
+from grpo_lab.store.records import Published, Result
 
 WEIGHTS = "*.safetensors"
 GOES = (
@@ -65,8 +67,8 @@ def check(settings: PublishConfig) -> None:
 def once(run: Run, settings: PublishConfig, console: Console) -> None:
     """At the end of a run: publish it where that is asked for and not done. A failure is told and leaves the run
     finished."""
-    before = store.read_json(run.published) or {}
-    if settings.repo_id is None or before.get("repo_id") == settings.repo_id:
+    before = records.read(run.published, Published)
+    if settings.repo_id is None or (before and before.repo_id == settings.repo_id):
         return
     try:
         upload(run, settings, console)
@@ -86,9 +88,10 @@ def write_card(run: Run) -> list[Path]:
     Raises:
         RequestError: for a run that has not finished, or has no weights.
     """
-    result, checkpoint = store.read_json(run.result) or {}, run.last_checkpoint()
-    if result.get("status") != "finished":
-        raise RequestError(f"{run.folder}: {result.get('status', 'no run that has ended')}; only a finished run goes")
+    result, checkpoint = records.read(run.result, Result), run.last_checkpoint()
+    if result is None or result.status != "finished":
+        state = result.status if result else "no run that has ended"
+        raise RequestError(f"{run.folder}: {state}; only a finished run goes")
     if checkpoint is None or not any(checkpoint[0].glob(WEIGHTS)):
         raise RequestError(f"{run.folder}: its last checkpoint has no {WEIGHTS}")
     store.write_text(checkpoint[0] / "README.md", card(run))
@@ -111,7 +114,7 @@ def upload(run: Run, settings: PublishConfig, console: Console) -> None:
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         # Beside HTTP's and the network's own, what hf_xet and the LFS protocol raise.
         raise PublishFailed(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-    store.write_json(run.published, {"repo_id": settings.repo_id, "commit": commit.oid})
+    records.write(run.published, Published(str(settings.repo_id), commit.oid))
     console.print(f"  published        {repo}", highlight=False, soft_wrap=True)
 
 

@@ -19,13 +19,15 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.cards import Card, card_of, presets
 from grpo_lab.machine.clusters import Cluster
-from grpo_lab.planner.parts import Ports
+from grpo_lab.planner.parts import Batch, Ports
 from grpo_lab.planner.train import make_plan
 from grpo_lab.predictor.calibration import Measurement
 from grpo_lab.predictor.parts import PREDICTED, Layout
 from grpo_lab.predictor.workload import workload
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Env, Result
 
 OOM = "oom"
 """Class of a failure, in result.json and in tables."""
@@ -50,33 +52,33 @@ def _of(path: Path) -> Sequence[Measurement]:
 
 
 def from_run(run: Run) -> Iterator[Measurement]:
-    result, env = store.read_json(run.result) or {}, store.read_json(run.env) or {}
+    result, env = records.must_read(run.result, Result), records.read(run.env, Env) or Env()
     for one in _of_result(run, result, env):
-        yield replace(one, vllm=env.get("vllm") or "", steps=result.get("steps") or 0)
+        yield replace(one, vllm=env.versions.get("vllm", ""), steps=result.steps)
 
 
-def _of_result(run: Run, result: Row, env: Row) -> Iterator[Measurement]:
-    card = _card(env.get("gpus") or [], env.get("gpu_memory_gib"))
-    finished = result.get("status") == "finished"
-    failed = (result.get("failure") or {}).get("class") == OOM
+def _of_result(run: Run, result: Result, env: Env) -> Iterator[Measurement]:
+    card = _card(env.gpus, env.gpu_memory_gib)
+    finished = result.status == "finished"
+    failed = result.failure is not None and result.failure.class_ == OOM
     if not (finished or failed) or card is None or not run.config.is_file():
         return
     config = configuration.load(run.config)
-    if result.get("kind") == "bench":
+    if result.kind == "bench":
         yield from from_bench(run.folder, result, config, card) if finished else ()
         return
-    metrics, batch = result["metrics"], (store.read_json(run.plan) or {})["batch"]
+    metrics, batch = result.metrics, records.build(Batch, store.read_json(run.plan)["batch"], run.plan)
     seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PREDICTED}
     rate = (metrics["generated_tokens_per_s"] or {}).get("median")
     peaks = {role: gib for role, gib in (metrics.get("peak_memory_gib") or {}).items() if gib}
     layout = Layout(
-        result["vllm_mode"],
-        result["tp"],
-        result["dp"],
-        batch["processes"],
+        result.vllm_mode,
+        result.tp,
+        result.dp,
+        batch.processes,
         config.distributed.kind,
-        batch["per_device"],
-        batch["accumulation"],
+        batch.per_device,
+        batch.accumulation,
         config.nodes,
     )
     prompt = (metrics.get("prompt_tokens") or {}).get("value")
@@ -86,11 +88,12 @@ def _of_result(run: Run, result: Row, env: Row) -> Iterator[Measurement]:
         yield _as_asked(run.folder.name, config, layout, card, str(run.folder), peaks, failed)
 
 
-def from_bench(folder: Path, result: Row, config: Config, card: Card) -> Iterator[Measurement]:
+def from_bench(folder: Path, result: Result, config: Config, card: Card) -> Iterator[Measurement]:
     """One measurement a load."""
-    for load in result["loads"]:
+    layout = Layout.generating(result.vllm_mode, result.tp, result.dp, config.nodes)
+    for load in result.loads or ():
         rate = load["metrics"]["generated_tokens_per_s"]["median"]
-        yield _of_load(f"{folder.name}/{load['name']}", config, result, load["load"], rate, card, str(folder))
+        yield _of_load(f"{folder.name}/{load['name']}", config, layout, load["load"], rate, card, str(folder))
 
 
 def from_csv(path: Path) -> list[Measurement]:
@@ -138,7 +141,8 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
     peaks, rate = _peaks(row), float(row["generated_tokens_per_s"])
     if bench:
         load = {key.removeprefix("load_"): value for key, value in row.items() if key.startswith("load_")}
-        return _of_load(f"{row['run']}/{row['load']}", config, row, load, rate, card, source)
+        layout = Layout.generating(row["vllm_mode"], int(row["tp"]), int(row["dp"]), config.nodes)
+        return _of_load(f"{row['run']}/{row['load']}", config, layout, load, rate, card, source)
     if set(seconds) <= {"generate"}:
         work = workload(config)
         layout = Layout.generating(config.vllm.mode, config.vllm.tp, config.vllm.dp)
@@ -148,18 +152,16 @@ def _of_row(row: dict[str, str], config: Config, source: str) -> Measurement | N
     return _measured(row["run"], config, _layout(row, config, card), card, seconds, rate, source, peaks, prompt)
 
 
-def _of_load(name: str, config: Config, layout: Row, load: Row, rate: float, card: Card, source: str) -> Measurement:
+def _of_load(name: str, config: Config, layout: Layout, load: Row, rate: float, card: Card, source: str) -> Measurement:
     """Of a bench: the time that the load's completions would take at the measured rate, in tokens a second."""
     keys = ("prompts", "num_generations", "prompt_len", "completion_len")
     prompts, each, prompt, completion = (_mean(load[key]) for key in keys)
     grpo = {**config.grpo, "generation_batch_size": prompts * each, "num_generations": each}
     work = workload(replace(config, grpo=grpo), prompt=prompt, completion=completion)
-    tp, dp = int(layout["tp"]), int(layout["dp"])
     if load.get("concurrency"):  # for each engine, as the loads of bench are shared evenly
-        work = replace(work, max_num_seqs=max(1, int(load["concurrency"]) // dp))
-    place = Layout.generating(layout["vllm_mode"], tp, dp, config.nodes)
+        work = replace(work, max_num_seqs=max(1, int(load["concurrency"]) // layout.dp))
     seconds = {"generate": prompts * each * completion / rate}
-    return Measurement(name, config.model.name, work, place, card, seconds, source)
+    return Measurement(name, config.model.name, work, layout, card, seconds, source)
 
 
 def _mean(number: Any) -> int:

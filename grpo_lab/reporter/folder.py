@@ -66,10 +66,10 @@ def _row(run: Run) -> Row:
     """Raises _Unusable with what is wrong with the run's files."""
     try:
         row = store.row(run)
-    except (ValueError, TypeError, AttributeError) as error:  # not JSON, not text, or not an object
+    except RequestError as error:
+        raise _Unusable(str(error).removeprefix(f"{run.folder}/")) from None
+    except (ValueError, TypeError) as error:  # not JSON, not text, or not an object
         raise _Unusable(f"result.json or env.json is damaged ({error})") from None
-    if not isinstance(row["env"], dict):
-        raise _Unusable("env.json is damaged (not an object)")
     if wrong := [key for key in ("tp", "dp") if not isinstance(row.get(key, 1), int)]:
         raise _Unusable(f"result.json has {wrong[0]}={row[wrong[0]]!r}: not a whole number")
     if row.get("status") not in STATUSES:

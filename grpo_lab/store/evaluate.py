@@ -10,9 +10,9 @@ from typing import Any
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.planner.evaluate import EvaluationPlan
-from grpo_lab.store import folder as store
 from grpo_lab.store import stats
 from grpo_lab.store.folder import Evaluation, Row
+from grpo_lab.store.records import Env, EvaluationResult, read
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,28 @@ def _tally(records: Sequence[Row]) -> Tally:
     return Tally(records[0]["prompt"], records[0]["solution"], right, len(records))
 
 
-def result_of(work: Evaluation, plan: EvaluationPlan) -> Row:
-    """The content of result.json. `seconds` are those of generation, without loading the model."""
+def build(work: Evaluation, plan: EvaluationPlan) -> EvaluationResult:
+    """Sum up an evaluation whose every problem has been answered."""
     from pyarrow import parquet
 
     table, problems = parquet.read_table(work.records, columns=["tokens"]), tallies(work)
     seconds, tokens = float(table.schema.metadata[b"seconds"]), sum(table["tokens"].to_pylist())
     readable = [problem for problem in problems if problem.right is not None]
-    return {
-        "policy": plan.policy,
-        "model_path": plan.model_path,
-        "adapter": plan.adapter,
-        "metrics": {f"pass@{k}": stats.mean_share(_shares(readable, k)) if readable else None for k in plan.k},
-        "problems": len(problems),
-        "unreadable": len(problems) - len(readable),
-        "samples": plan.samples,
-        "sampling": dict(plan.sampling),
-        "seed": plan.seed,
-        "seconds": seconds,
-        "tokens": tokens,
-        "backend": plan.backend,
-        "env": store.read_json(work.env),
-    }
+    return EvaluationResult(
+        policy=plan.policy,
+        model_path=plan.model_path,
+        adapter=plan.adapter,
+        metrics={f"pass@{k}": stats.mean_share(_shares(readable, k)) if readable else None for k in plan.k},
+        problems=len(problems),
+        unreadable=len(problems) - len(readable),
+        samples=plan.samples,
+        sampling=plan.sampling,
+        seed=plan.seed,
+        seconds=seconds,
+        tokens=tokens,
+        backend=plan.backend,
+        env=read(work.env, Env),
+    )
 
 
 def _shares(problems: Sequence[Tally], k: int) -> list[float]:

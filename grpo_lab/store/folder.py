@@ -22,7 +22,7 @@ from grpo_lab.store.files import read_json as read_json
 from grpo_lab.store.files import read_new_rows as read_new_rows
 from grpo_lab.store.files import write_json as write_json
 from grpo_lab.store.files import write_text as write_text
-from grpo_lab.store.records import Outcome
+from grpo_lab.store.records import Env, Outcome, Result
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
@@ -303,6 +303,8 @@ def is_run(path: Path) -> bool:
 
 
 def row(run: Run) -> Row:
-    """The result of a run that has ended, its metrics at the same level, and its `env`."""
-    result = read_json(run.result)
-    return {"run": str(run.folder), "env": read_json(run.env) or {}, **result.pop("metrics", {}), **result}
+    """The result of a run that has ended, its metrics at the same level, and its `env`. Raises as `records.build`."""
+    result, env = read_json(run.result), read_json(run.env) or {}
+    records.build(Result, result, run.result)  # refuses what it cannot know; defaults do not belong in a table
+    records.build(Env, env, run.env)
+    return {"run": str(run.folder), "env": env, **result.pop("metrics", {}), **result}

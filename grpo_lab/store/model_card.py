@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.modes import mode
-from grpo_lab.store import folder as store
 from grpo_lab.store import measures, stats
 from grpo_lab.store.estimates import Estimate, estimate
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.markdown import table
+from grpo_lab.store.records import Env, Result, must_read
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -36,24 +37,24 @@ CITATION = """\
 
 def card(run: Run) -> str:
     """The README.md of a finished run's policy, as the Hub reads it."""
-    config, result, env = configuration.load(run.config), store.read_json(run.result), store.read_json(run.env)
+    config, result, env = configuration.load(run.config), must_read(run.result, Result), must_read(run.env, Env)
     trainer = TRAINERS.get(config.algorithm.kind, config.algorithm.kind)
     about = (
         f"[{config.model.name}]({_link(config)}) trained" if _base(config) else f"{config.model.name} trained"
-    ) + f" for {result['steps']} steps with {trainer} by [TRL](https://github.com/huggingface/trl), seed {config.seed}."
+    ) + f" for {result.steps} steps with {trainer} by [TRL](https://github.com/huggingface/trl), seed {config.seed}."
     return (
         "\n\n".join(
             [
-                f"---\n{_metadata(run.folder.name, config, result['metrics']).to_yaml()}\n---",
+                f"---\n{_metadata(run.folder.name, config, result.metrics).to_yaml()}\n---",
                 f"# {run.folder.name}",
                 about,
-                "## Results\n\n" + _results(result["metrics"]),
+                "## Results\n\n" + _results(result.metrics),
                 "Held-out pass@1 is one completion a problem, sampled at the training temperature; intervals are 95%,"
                 f" of fewer than {stats.LEAST} times their range. Times leave out the first"
-                f" {result['warmup_steps']} steps. {stats.WITHIN_A_RUN}",
-                "## Data\n\n" + _data(config, result.get("data") or {}),
+                f" {result.warmup_steps} steps. {stats.WITHIN_A_RUN}",
+                "## Data\n\n" + _data(config, result.data or {}),
                 "## Rewards\n\n" + _rewards(config),
-                f"## How\n\n```\n{env['command']}\n```\n\n" + _made(result, env),
+                f"## How\n\n```\n{env.command}\n```\n\n" + _made(result, env),
                 f"<details><summary>config.yaml</summary>\n\n```yaml\n{run.config.read_text(encoding='utf-8')}```\n\n"
                 "</details>",
                 "## Citation\n\nGRPO:\n\n" + CITATION,
@@ -74,7 +75,7 @@ def _link(config: Config) -> str:
     return f"https://huggingface.co/{_base(config)}"
 
 
-def _metadata(name: str, config: Config, metrics: Row) -> ModelCardData:
+def _metadata(name: str, config: Config, metrics: Mapping[str, Any]) -> ModelCardData:
     """What the Hub reads of a card: the base model, and the held-out pass@1 that it shows beside the model."""
     from huggingface_hub import ModelCardData
 
@@ -88,7 +89,7 @@ def _metadata(name: str, config: Config, metrics: Row) -> ModelCardData:
     )
 
 
-def _evaluated(config: Config, metrics: Row) -> list[EvalResult] | None:
+def _evaluated(config: Config, metrics: Mapping[str, Any]) -> list[EvalResult] | None:
     """The accuracy after training on the held-out data; None where it was not measured."""
     from huggingface_hub import EvalResult
 
@@ -112,7 +113,7 @@ def _evaluated(config: Config, metrics: Row) -> list[EvalResult] | None:
     return [result]
 
 
-def _results(metrics: Row) -> str:
+def _results(metrics: Mapping[str, Any]) -> str:
     named = [measure for measure in measures.MEASURES["train"] if measure.card]
     rows = [[measure.card, *_cells(value)] for measure in named if (value := estimate(measure.field(metrics)))]
     return table(["", "value", "95% interval, or range", "n"], rows)
@@ -124,7 +125,7 @@ def _cells(measured: Estimate) -> list[str]:
     return [f"{measured.value:.4g}", interval, str(measured.n or "")]
 
 
-def _data(config: Config, counted: Row) -> str:
+def _data(config: Config, counted: Mapping[str, Mapping[str, int]]) -> str:
     asked = [[f"`{key}`", f"`{value}`"] for key, value in config.data.items()]
     rows = [[f"rows, {split}", f"{count['rows']} ({count['too_long']} too long)"] for split, count in counted.items()]
     return table(["", ""], [*asked, *rows])
@@ -139,16 +140,16 @@ def _rewards(config: Config) -> str:
     return table(["reward", "weight", "function", "parameters"], rows)
 
 
-def _made(result: Row, env: Row) -> str:
-    gpus = env.get("gpus") or []
-    where = f"{result['gpus']} of {len(gpus)} GPUs" if gpus else f"{env['cores']} cores, {env['processor']}"
-    versions = ", ".join(f"{name} {env[name]}" for name in VERSIONS if env.get(name))
-    generation = mode(result["vllm_mode"]).generator(result["tp"], result["dp"])
+def _made(result: Result, env: Env) -> str:
+    where = f"{result.gpus} of {len(env.gpus)} GPUs" if env.gpus else f"{env.cores} cores, {env.processor}"
+    installed = {**env.versions, "python": env.python}
+    versions = ", ".join(f"{name} {installed[name]}" for name in VERSIONS if installed.get(name))
+    generation = mode(result.vllm_mode).generator(result.tp, result.dp)
     return "\n".join(
         [
             f"- generation: {generation}",
             f"- hardware: {where}",
             f"- versions: {versions}",
-            f"- commit of the harness: {env.get('git_commit') or 'unknown'}",
+            f"- commit of the harness: {env.git_commit or 'unknown'}",
         ]
     )

@@ -128,6 +128,28 @@ class Env:
 
 
 @dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation measured (its result.json)."""
+
+    policy: str
+    model_path: str
+    adapter: str | None
+    metrics: Mapping[str, Any]
+    """`pass@k` of every k."""
+    problems: int
+    unreadable: int
+    """Problems without a readable gold answer, which no metric counts."""
+    samples: int
+    sampling: Mapping[str, Any]
+    seed: int
+    seconds: float
+    """Of generation, without loading the model."""
+    tokens: int
+    backend: str
+    env: Env | None = None
+
+
+@dataclass(frozen=True)
 class Published:
     """Where a run's policy went the last time (published.json)."""
 

@@ -18,7 +18,7 @@ from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import checkpoints, files, records
 from grpo_lab.store.folder import Run, Sweep
-from grpo_lab.store.records import Env, Outcome, Progress, Result
+from grpo_lab.store.records import Env, EvaluationResult, Outcome, Progress, Result
 from tests.conftest import ROOT, cli
 
 EARLIER = ROOT / "tests" / "conductor" / "earlier"
@@ -68,11 +68,11 @@ def test_every_plan_is_read_and_written_without_a_change() -> None:
 
 
 def test_every_record_is_read_and_written_without_a_change() -> None:
-    found = [file for file in sorted(EARLIER.rglob("*.json")) if "evaluations" not in file.parts]
-    found = [file for file in found if file.name in KINDS]
-    assert len(found) == 24
+    found = [file for file in sorted(EARLIER.rglob("*.json")) if file.name in KINDS]
+    assert len(found) == 27
     for file in found:
-        content = records.content_of(records.must_read(file, KINDS[file.name]))
+        kind = EvaluationResult if file.name == "result.json" and "evaluations" in file.parts else KINDS[file.name]
+        content = records.content_of(records.must_read(file, kind))
         before = files.read_json(file)
         lost = {key: value for key, value in before.items() if key not in content}
         assert set(lost.values()) <= {None}, "null and absent are the same"

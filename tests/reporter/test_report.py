@@ -238,6 +238,7 @@ def test_damaged_metrics_are_left_out_of_the_curves(damage: str, tmp_path: Path)
         '{"status": "done"}',
         '{"status": "finished", "metrics": 3}',
         '{"status": "finished", "tp": "2"}',
+        '{"status": "finished", "energy_j": 2}',
         "\xff",
     ],
 )
