@@ -136,7 +136,7 @@ def _carry_out(
     console = Console(quiet=ours is None)
     sweep.jobs.mkdir(exist_ok=True)
     if ours:
-        command = redact_command(["python", "-m", _module(), *sys.argv[1:]])
+        command = redact_command(["python", "-m", f"grpo_lab.{ours.kind}", *sys.argv[1:]])
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         points.write([track.point for track in tracks], sweep, command, experiment)
         settle(tracks, ours.sweep, console)
@@ -181,8 +181,3 @@ def _returned(track: Track, point: Point, sweep: Sweep, *, searching: bool) -> J
         result = records.must_read(point.run.result, Result)
         back.return_value = results.objective(result, point.config.objective)
     return back
-
-
-def _module() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
