@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from grpo_lab.config import upstream
 from grpo_lab.config.errors import RequestError
 from grpo_lab.machine import cards, driver, visible
+from grpo_lab.machine.cores import usable
 from grpo_lab.machine.nodes import Host
 
 PACKAGES = (
@@ -53,6 +54,8 @@ class Machine:
     """Distribution -> version, only what is installed. vLLM's CPU build shows as `vllm` with `+cpu`."""
     hosts: tuple[Host, ...] = ()
     """Of a run over several machines: all of them, each like this one. None: not known yet, or only this one."""
+    limited: bool = False
+    """Whether `cores` are fewer than the system shows: a container's quota, which libraries do not look for."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the machine was read."""
 
@@ -67,10 +70,12 @@ def read_machine(asked: object = "auto") -> Machine:
     Raises:
         RequestError: if the driver does not answer, or one of the GPUs cannot be used.
     """
+    cores, seen = len(usable()), len(os.sched_getaffinity(0))
     gpus, note = ((), "") if asked == 0 else _gpus(os.environ.get(visible.VISIBLE))
     return Machine(
         gpus=gpus,
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores,
+        limited=cores < seen,
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         versions={name: found for name in PACKAGES if (found := upstream.version(name)) is not None},
         notes=(note,) if note else (),

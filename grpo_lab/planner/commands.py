@@ -220,6 +220,7 @@ def _trainer_env(
     gpus, processes = roles.trainer_gpus, roles.processes // len(roles.trainer)
     env = {**environment(gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(folder.resolve())
+    env |= few_cores(machine, processes)
     if not gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
         # For several processes accelerate says `cpu:0`, which torch.load cannot restore a checkpoint to.
@@ -229,6 +230,11 @@ def _trainer_env(
         env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
     env |= mode(config.vllm.mode).trainer_env(config, roles, host, ports, machine.cores)
     return env | _elsewhere(host) | {key: str(value) for key, value in config.vllm.env.items()}
+
+
+def few_cores(machine: Machine, processes: int) -> dict[str, str]:
+    """For libraries that would start a thread for each core that the system shows."""
+    return {"OMP_NUM_THREADS": str(max(1, machine.cores // processes))} if machine.limited else {}
 
 
 def _elsewhere(host: Host) -> dict[str, str]:

@@ -21,7 +21,7 @@ from grpo_lab.machine.visible import environment
 from grpo_lab.planner.checks.ranges import check_ranges
 from grpo_lab.planner.checks.request import check_names, check_shape, check_upstream, check_vllm
 from grpo_lab.planner.checks.secrets import check_secrets
-from grpo_lab.planner.commands import RUN_VARIABLE, engine_options, prepare_of
+from grpo_lab.planner.commands import RUN_VARIABLE, engine_options, few_cores, prepare_of
 from grpo_lab.planner.layout import allowed_gpus, one_slice_each
 from grpo_lab.planner.modes import COLOCATE, OFF, SERVER, mode
 from grpo_lab.planner.parts import Command
@@ -203,6 +203,7 @@ def commands_of(request: Request, plan: EvaluationPlan, machine: Machine, work: 
     prepare = prepare_of(request.config, policy.location(request.config.model), work.folder)
     env = {**environment(plan.gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     env[RUN_VARIABLE] = str(work.folder.resolve())
+    env |= few_cores(machine, 1)
     if not plan.gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(machine.cores)}
     if plan.backend == "vllm":

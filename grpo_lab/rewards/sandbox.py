@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from grpo_lab.rewards.cores import cores
+
 CELL = Path(__file__).with_name("cell.py")
 START_S = 60.0  # for Python to start on a busy machine, beyond a job's own time
 MAX_PROCESSES = 16
@@ -47,8 +49,7 @@ def run_all(jobs: Sequence[Job]) -> list[Outcome]:
     distinct = list(dict.fromkeys(jobs))
     if not distinct:
         return []
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with ThreadPoolExecutor(max(1, min(MAX_PROCESSES, cores, len(distinct)))) as threads:
+    with ThreadPoolExecutor(min(MAX_PROCESSES, cores(), len(distinct))) as threads:
         known = dict(zip(distinct, threads.map(run, distinct), strict=True))
     return [known[job] for job in jobs]
 

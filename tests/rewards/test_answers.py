@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from grpo_lab.rewards import accuracy
 from grpo_lab.rewards.answers import read_answer, read_gold
 from grpo_lab.rewards.comparison import Question, Verdict, settle
-from grpo_lab.rewards.cores import cores
 from grpo_lab.rewards.matching import number_match, reasoning_accuracy
 from tests.rewards.test_rewards import HANGING, HANGING_GOLD, log_to
 
@@ -265,19 +263,3 @@ def test_a_copy_of_a_gold_needs_no_math_verify() -> None:
     assert [settle(Question(read_gold(gold), read_answer(gold))) for gold in golds] == [Verdict.RIGHT] * 5
     broken = [r"\frac{", r"\frac{1}{0}", "1/0+x", "x +"]
     assert [settle(Question(read_gold(gold), read_answer(gold))) for gold in broken] == [None] * 4
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"), [({}, 8), ({"cpu.max": "300000 100000"}, 3), ({"cpu.max": "max 100000"}, 8)]
-)
-def test_cores_are_those_that_may_be_used(
-    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    affinity: Any = lambda process: set(range(8))  # noqa: E731
-    monkeypatch.setattr("os.sched_getaffinity", affinity)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    for name, text in files.items():
-        (tmp_path / name).write_text(text + "\n")
-    assert cores(tmp_path) == expected
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert cores(tmp_path) == 1

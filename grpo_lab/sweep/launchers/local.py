@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 
+from grpo_lab.machine.cores import usable
 from grpo_lab.machine.gpus import Machine, read_machine
 from grpo_lab.machine.processes import Child
 from grpo_lab.machine.visible import environment
@@ -23,7 +24,8 @@ class LocalBackend:
 
     def __init__(self, *, exclusive: bool, max_parallel: int | None, machine: Machine | None = None) -> None:
         self.machine = read_machine() if machine is None else machine
-        self._pool = Pool([gpu.id for gpu in self.machine.gpus], sorted(os.sched_getaffinity(0)))
+        self._cores = usable()
+        self._pool = Pool([gpu.id for gpu in self.machine.gpus], self._cores)
         self._exclusive = exclusive
         self._most = 1 if exclusive else max_parallel
         self._active: set[LocalAttempt] = set()
@@ -39,7 +41,7 @@ class LocalBackend:
         return attempt
 
     def _env(self, work: Work, slots: Slots) -> dict[str, str]:
-        cores = os.sched_getaffinity(0) if self._exclusive else slots.cores
+        cores = self._cores if self._exclusive else slots.cores
         gpus = environment(slots.gpus) if self.machine.gpus else {}
         return {**work.env, **gpus, CORES: ",".join(map(str, sorted(cores)))}
 
