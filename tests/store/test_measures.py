@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from grpo_lab.conductor import console, display
 from grpo_lab.config.errors import RequestError
 from grpo_lab.predictor.parts import PREDICTED
 from grpo_lab.reporter import contents, rows
@@ -19,7 +22,7 @@ from tests.planner.test_plan import asked, planned, with_gpus
 from tests.results import make
 from tools import make_docs
 
-TOY = Measure("toys_per_s", "toys", "1/s", "lower", "toys that were made", objective=True, card="toys a second, median")
+TOY = Measure("toys_per_s", "toys", "1/s", "lower", "toys that were made", objective=True, terminal="toys made")
 
 
 @pytest.fixture(params=sorted(MEASURES))
@@ -65,6 +68,12 @@ def test_a_row_in_the_list_adds_a_metric(kind: str, tmp_path: Path) -> None:
     assert [row["toys_per_s"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["3.0", "3.0"]
     wanted = f"| `toys_per_s` | `toys_per_s` | 1/s | {TOY.form.text} | toys that were made | lower | yes |"
     assert wanted in make_docs.results()
+
+    result = records.Result(kind=kind, status="finished", metrics=metrics, loads=tuple(loads.get("loads", ())))
+    screen = Console(file=io.StringIO(), width=200)
+    {"train": console, "bench": display}[kind].summary(screen, Run(tmp_path), result, None)
+    assert "toys made" in screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "3.000" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_its_row_it_is_unknown() -> None:
