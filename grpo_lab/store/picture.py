@@ -35,7 +35,10 @@ def draw(run: Run, result: Result) -> None:
             low, high = accuracy["ci95"]
             value = accuracy["value"]
             label = f"held-out pass@1 {moment}: {value:.2f} (n={accuracy['n']})"
-            error = [[value - low], [high - value]]
+            error = [
+                [max(0.0, value - low)],
+                [max(0.0, high - value)],
+            ]  # an older result may exclude its value by rounding
             axes.errorbar([step], [value], yerr=error, fmt="o", color=colour, capsize=4, label=label)
     axes.set(xlabel="step", ylabel="reward, accuracy", title=run.folder.name)
     axes.grid(alpha=0.3)
