@@ -13,6 +13,7 @@ from typing import Any
 from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.layout import prompts_of
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.rewards import sandbox
 
@@ -122,10 +123,16 @@ def check_data(config: Config) -> None:
     limit = config.data.get("max_prompt_tokens")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise RequestError(f"data.max_prompt_tokens={limit!r}: use a number of tokens, or null for no limit")
-    columns = _columns(config, target, "train")
+    columns, rows = _columns(config, target, "train")
     for name, reward in config.rewards.items():
         for column in sorted(_needed(reward) - set(columns)):
             raise RequestError(f"data: {target} gives no column '{column}', which rewards.{name} needs")
+    if rows < (needed := prompts_of(config.grpo)):
+        raise RequestError(
+            f"data: {target} gives {rows} training rows, and one step takes {needed} (grpo.generation_batch_size="
+            f"{config.grpo['generation_batch_size']} / grpo.num_generations={config.grpo['num_generations']}): give at"
+            f" least {needed} rows, or a smaller grpo.generation_batch_size"
+        )
     if config.eval.enabled and "solution" in columns:
         _columns(config, target, "test")
 
@@ -142,8 +149,8 @@ def _needed(reward: dict[str, Any]) -> set[str]:
     return required - reward.keys() - {*NOT_A_COLUMN, "completion_ids"}
 
 
-def _columns(config: Config, target: str, split: str) -> list[str]:
-    """The columns of one split, checked."""
+def _columns(config: Config, target: str, split: str) -> tuple[list[str], int]:
+    """The columns of one split, checked, and its number of rows."""
     module, _, function = target.rpartition(".")
     if not sys.stderr.isatty():
         import_module("datasets").disable_progress_bars()
@@ -158,4 +165,4 @@ def _columns(config: Config, target: str, split: str) -> list[str]:
         raise RequestError(f"data: {target} gives no column 'prompt'; it has {', '.join(columns)}")
     for taken in set(columns).intersection(NOT_A_COLUMN):
         raise RequestError(f"data: {target} gives a column '{taken}', a name that TRL uses itself; rename it")
-    return columns
+    return columns, len(rows)

@@ -145,6 +145,11 @@ def _share(key: str, total: int, hosts: int) -> int:
     return total // hosts
 
 
+def prompts_of(grpo: Mapping[str, Any]) -> int:
+    """Prompts of one step, each with its completions: the trainer leaves out what is over and does not fill a step."""
+    return int(grpo["generation_batch_size"]) // int(grpo["num_generations"])
+
+
 def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1, together: int = 1) -> Batch:
     """`hosts`: the trainer's, over which its processes must spread evenly; `together`: completions that no pass may
     part."""
@@ -166,4 +171,4 @@ def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1, togethe
             )
     each = completions // processes
     per_device = max(size for size in range(together, min(limit, each) + 1, together) if each % size == 0)
-    return Batch(completions, completions // generations, generations, processes, per_device, each // per_device)
+    return Batch(completions, prompts_of(grpo), generations, processes, per_device, each // per_device)

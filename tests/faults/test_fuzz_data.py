@@ -101,6 +101,7 @@ def check_read(file: Path, content: bytes, cache: Path, **settings: Any) -> None
     config = Config(
         data={"_target_": f"grpo_lab.data.{kind.__name__}", **arguments},
         rewards={"accuracy": {"_target_": "grpo_lab.rewards.accuracy"}},
+        grpo={"generation_batch_size": 2, "num_generations": 2},
     )
     try:
         with at_most(PATIENCE_S):

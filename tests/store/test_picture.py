@@ -15,7 +15,7 @@ ROUNDED = {"value": 0.0, "ci95": [4.3368086899420177e-19, 0.0076], "n": 500}
 
 @pytest.mark.parametrize("share", [stats.proportion([0] * 500), stats.proportion([1] * 500), ROUNDED])
 def test_none_and_all_right_of_500_are_drawn(tmp_path: Path, share: Row) -> None:
-    """The lower end of 0 of 500 lay 4e-19 above it: matplotlib refused a negative error bar, and the result was lost."""
+    """The lower end of 0 of 500 lay 4e-19 above it: matplotlib refused the error bar, and the result was lost."""
     run = Run(tmp_path)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "reward": 0.0})
