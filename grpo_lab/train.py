@@ -134,7 +134,7 @@ def settle_folder(
             f"{run.folder} holds a run of another config; choose another name=, or resume=false to start over"
         )
     result = records.read(run.result, Result)
-    if result and result.status == "finished":
+    if result and results.is_whole(result, config):
         console.print("  finished before; resume=false runs it again", highlight=False)
         show(console, run, result, None)
         return result

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from grpo_lab.conductor.adornment import adorn
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.jobs import PublishConfig
@@ -70,12 +71,8 @@ def once(run: Run, settings: PublishConfig, console: Console) -> None:
     before = records.read(run.published, Published)
     if settings.repo_id is None or (before and before.repo_id == settings.repo_id):
         return
-    try:
-        upload(run, settings, console)
-    except (PublishFailed, RequestError) as error:
-        again = shlex.join(["python", "-m", "grpo_lab.publish", str(run.folder), *_overrides(settings)])
-        console.print(f"[bold red]not published[/bold red]  {settings.repo_id}", highlight=False)
-        console.print(f"  {error}\n  again: {again}", highlight=False, markup=False, soft_wrap=True)
+    again = shlex.join(["python", "-m", "grpo_lab.publish", str(run.folder), *_overrides(settings)])
+    adorn(console, f"not published: {settings.repo_id}", lambda: upload(run, settings, console), again)
 
 
 def _overrides(settings: PublishConfig) -> list[str]:

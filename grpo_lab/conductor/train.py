@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor.adornment import adorn
 from grpo_lab.conductor.watchdog import Watchdog
 from grpo_lab.config.errors import RunFailed
 from grpo_lab.config.schema import Config
@@ -96,7 +97,7 @@ def execute(run: Run, config: Config, plan: Plan, console: Console) -> Result:
         raise interrupted(run, stop, console)
     if failure and failure.class_ == "oom" and (way_out := advice(config, plan, read_machine(config.gpus))):
         failure = failure.adding(f"\n{way_out}")
-    result = sum_up(run, config, plan, failure, seen)
+    result = sum_up(run, config, plan, failure, seen, console)
     terminal.summary(console, run, result, run.read_outcome().look)
     if result.failure:
         terminal.failure(console, result.failure)
@@ -110,7 +111,9 @@ def of_server(run: Run, error: ServerError) -> Failure:
     return Failure(error.failure_class, str(error), str(run.server_log) if run.server_log.is_file() else None)
 
 
-def sum_up(run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row) -> Result:
+def sum_up(
+    run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row, console: Console
+) -> Result:
     """Write what a run leaves; the result. A disk without room for it makes the run a failed one."""
     run.ballast.unlink(missing_ok=True)
     try:
@@ -118,13 +121,12 @@ def sum_up(run: Run, config: Config, plan: Plan, failure: Failure | None, server
     except DiskFull as error:
         failure = failure or Failure("disk_full", str(error))
     result = results.build(run, config, plan, failure=failure, server=server)
-    with contextlib.suppress(DiskFull):  # a run is none the worse for a missing picture
-        curve.draw(run, result)
     try:
         records.write(run.result, result)
     except DiskFull as error:
         failure = failure or Failure("disk_full", str(error))
         result = dataclasses.replace(result, status="failed", failure=failure)
+    adorn(console, "no picture", lambda: curve.draw(run, result))
     return result
 
 
@@ -256,6 +258,10 @@ def train(
             if check_server is not None and failure.class_ in BLAMELESS:
                 await_server_s_end(check_server)
             raise Failed(failure.adding(past_nccl(plan, failure.message)))
+    if not stop.asked and not ended_by_itself(run):
+        at = records.read(run.progress, Progress) or Progress("loading")
+        where = f"{at.phase} {at.done}/{at.total}"
+        raise Failed(Failure("error", f"the worker ended early, without saying why ({where})", str(run.worker_log)))
 
 
 def ended(children: Sequence[Child]) -> int | None:

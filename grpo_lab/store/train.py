@@ -52,6 +52,14 @@ def build(run: Run, config: Config, plan: Plan, *, failure: Failure | None, serv
     )
 
 
+def is_whole(result: Result | None, config: Config) -> bool:
+    """Whether it is of a run that finished, and trained every step that was asked for."""
+    if result is None or result.status != "finished":
+        return False
+    asked = config.grpo.get("max_steps", -1) if config.kind == "train" else -1
+    return bool(asked <= 0 or result.steps >= asked)
+
+
 def check_objective(name: str) -> None:
     """Raises RequestError for a name that is not one of :func:`measures.objectives`."""
     if name not in measures.objectives():

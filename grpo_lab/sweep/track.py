@@ -10,6 +10,7 @@ from pathlib import Path
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
+from grpo_lab.store import train as results
 from grpo_lab.store.records import Failure, Result
 from grpo_lab.sweep.launchers.base import Attempt
 from grpo_lab.sweep.points import Point
@@ -61,7 +62,7 @@ class Track:
 def state_on_disk(point: Point) -> tuple[str, Failure | None]:
     """How an earlier call left a point: `finished` or `failed` with the reason, otherwise `waiting`."""
     result = records.read(point.run.result, Result) if point.config else None
-    if result and result.status in ("finished", "failed"):
+    if result and point.config and (results.is_whole(result, point.config) or result.status == "failed"):
         return result.status, result.failure
     return "waiting", None
 

@@ -14,6 +14,7 @@ from hydra.utils import get_method
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.layout import prompts_of
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.worker.rewards import text_of
@@ -43,6 +44,11 @@ def load_data(
     training, held_out = function("train", **arguments), None
     evaluated = config.eval.enabled and "solution" in training.column_names
     training, counts = _short_enough("train", training, len(training), tokenizer, limit)
+    if len(training) < (needed := prompts_of(config.grpo)):
+        raise BadData(
+            f"{len(training)} training rows are left, and one step takes {needed} (grpo.generation_batch_size /"
+            " grpo.num_generations); raise data.max_prompt_tokens, give more rows or a smaller batch"
+        )
     rows = {"train": counts}
     if evaluated:
         held_out = function("test", **arguments)

@@ -32,7 +32,7 @@ def without_solution(split: str) -> datasets.Dataset:
     """Nothing to evaluate: there is no test split either."""
     if split != "train":
         raise ValueError("no test rows")
-    return datasets.Dataset.from_list([{"prompt": "1+1=?"}])
+    return datasets.Dataset.from_list([{"prompt": "1+1=?"}] * 8)
 
 
 def short_and_long(split: str) -> datasets.Dataset:

@@ -54,3 +54,9 @@ def killing(completions: list[Any], trainer_state: Any, step: int, done: str, **
         Path(done).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return lengths(completions)
+
+
+def stopping(completions: list[Any], folder: str, **columns: Any) -> list[float]:
+    """Asks the run to end after the step at hand, as a conductor would that was told to."""
+    Path(folder, "stop").touch()
+    return lengths(completions)
