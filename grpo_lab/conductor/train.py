@@ -111,9 +111,7 @@ def of_server(run: Run, error: ServerError) -> Failure:
     return Failure(error.failure_class, str(error), str(run.server_log) if run.server_log.is_file() else None)
 
 
-def sum_up(
-    run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row, console: Console
-) -> Result:
+def sum_up(run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row, console: Console) -> Result:
     """Write what a run leaves; the result. A disk without room for it makes the run a failed one."""
     run.ballast.unlink(missing_ok=True)
     try:

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from grpo_lab.conductor import publishing
-from grpo_lab.config.schema import Config, ModelConfig, PublishConfig
+from grpo_lab.config.jobs import PublishConfig
+from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from grpo_lab.sweep.points import Point

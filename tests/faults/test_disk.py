@@ -18,6 +18,7 @@ from grpo_lab.store import checkpoints, completions
 from grpo_lab.store import folder as store
 from grpo_lab.store import picture as curve
 from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Result
 from tests.conftest import SHORT, cli, failure_message
 from tests.faults.rewards import fill
 
@@ -136,7 +137,7 @@ def test_every_writer_names_its_file_and_leaves_the_old_one(small_disk: Callable
         (run.progress, lambda: store.write_json(run.progress, {"phase": "training"})),
         (run.completions, lambda: completions.gather(run)),
         (run.metrics, lambda: run.append_metrics({"step": 9, "padding": "x" * 5000})),
-        (run.reward_curve, lambda: curve.draw(run, {"metrics": metrics})),
+        (run.reward_curve, lambda: curve.draw(run, Result(status="finished", metrics=metrics))),
     ]
     for file, write in writers:
         with pytest.raises(DiskFull, match=f"{FULL}: {file}: .*free"):

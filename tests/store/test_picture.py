@@ -8,6 +8,7 @@ import pytest
 
 from grpo_lab.store import picture, stats
 from grpo_lab.store.folder import Row, Run
+from grpo_lab.store.records import Result
 
 ROUNDED = {"value": 0.0, "ci95": [4.3368086899420177e-19, 0.0076], "n": 500}
 """What an earlier version made of none right of 500."""
@@ -19,5 +20,5 @@ def test_none_and_all_right_of_500_are_drawn(tmp_path: Path, share: Row) -> None
     run = Run(tmp_path)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "reward": 0.0})
-    picture.draw(run, {"metrics": {"accuracy_before": share, "accuracy_after": share}})
+    picture.draw(run, Result(status="finished", metrics={"accuracy_before": share, "accuracy_after": share}))
     assert run.reward_curve.stat().st_size > 1000
