@@ -153,7 +153,7 @@ def _settled(config: Config, machine: Machine, *, on_gpu: bool) -> tuple[Config,
         except RequestError as error:
             reason = str(error).removeprefix("vllm=colocate: ").partition(";")[0]
             return _checked(off, machine, on_gpu=on_gpu), reason
-    if not mode(wanted).engines:
+    elif not mode(wanted).engines:
         return _checked(off, machine, on_gpu=on_gpu), f"vllm={wanted}"
     return _checked(config, machine, on_gpu=on_gpu), ""
 
