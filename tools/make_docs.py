@@ -58,14 +58,15 @@ def pages() -> dict[str, str]:
 
 
 def results() -> str:
-    """The fields of result.json: those of the record, and the metrics of each kind of run."""
-    records, parts = "grpo_lab.store.records", []
-    for title, record in (("Fields", "Result"), ("`failure`", "Failure")):
-        rows = [[f"`{name}`", text] for name, text in field_docs(f"{records}.{record}").items()]
-        parts += [f"## {title}", table(["field", "meaning"], rows)]
-    for kind, title in (("train", "`metrics` of a training run"), ("bench", "`metrics` of each load of a bench")):
-        head = ["field", "column of table.csv", "unit", "holds", "meaning", "better", "objective"]
-        parts += [f"## {title}", table(head, map(_metric_row, measures.MEASURES[kind]))]
+    """The fields of result.json: those of its records, and the metrics of each kind of run."""
+    head = ["field", "column of table.csv", "unit", "holds", "meaning", "better", "objective"]
+    parts = [
+        *_record("Fields", "Result"),
+        *_record("`failure`", "Failure"),
+        *("## `metrics` of a training run", table(head, map(_metric_row, measures.MEASURES["train"]))),
+        *("## `metrics` of each load of a bench", table(head, map(_metric_row, measures.MEASURES["bench"]))),
+        *_record("`evaluations/*/result.json`", "EvaluationResult"),
+    ]
     text = (
         "`result.json` is written last: its presence means that the run has ended. `median` and `value` stand with"
         " `ci95`, the [95% interval](intervals.md) (of a median null below n = 6; `range` has the least and the"
@@ -75,6 +76,11 @@ def results() -> str:
     )
     made = MADE.replace("conf/; change the YAML", "grpo_lab/store/measures.py and records.py; change them")
     return "\n\n".join(["# Results", made, text, *parts]) + "\n"
+
+
+def _record(title: str, name: str) -> list[str]:
+    rows = [[f"`{field}`", text] for field, text in field_docs(f"grpo_lab.store.records.{name}").items()]
+    return [f"## {title}", table(["field", "meaning"], rows)]
 
 
 def field_docs(target: str) -> dict[str, str]:

@@ -132,21 +132,31 @@ class EvaluationResult:
     """What an evaluation measured (its result.json)."""
 
     policy: str
+    """What was evaluated, for a reader."""
     model_path: str
+    """Folder or Hub id of the weights."""
     adapter: str | None
+    """Folder of the LoRA adapter on them; null without one."""
     metrics: Mapping[str, Any]
-    """`pass@k` of every k."""
+    """`pass@k` of every k: `value`, `ci95`, and `n` problems; null where no gold answer is readable."""
     problems: int
+    """Problems that were asked."""
     unreadable: int
     """Problems without a readable gold answer, which no metric counts."""
     samples: int
+    """Completions of each problem."""
     sampling: Mapping[str, Any]
+    """Temperature and the other settings of sampling."""
     seed: int
+    """Of sampling."""
     seconds: float
     """Of generation, without loading the model."""
     tokens: int
+    """Of all completions."""
     backend: str
+    """`vllm` or `transformers`."""
     env: Env | None = None
+    """Where it was evaluated, as in env.json."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -100,9 +102,10 @@ def test_results_of_earlier_versions_hold_no_metric_that_the_list_lacks(path: Pa
     assert set(result.metrics) <= {measure.keys[0] for measure in MEASURES[result.kind]}
 
 
-def test_every_field_of_a_result_is_described() -> None:
-    names = records.content_of(records.Result(status="finished", algorithm="grpo", data={}, warnings={}, loads=()))
-    assert set(make_docs.field_docs("grpo_lab.store.records.Result")) == set(names)
+@pytest.mark.parametrize("record", [records.Result, records.Failure, records.EvaluationResult])
+def test_every_field_of_a_result_is_described(record: Any) -> None:
+    names = {field.name.rstrip("_") for field in dataclasses.fields(record)}
+    assert set(make_docs.field_docs(f"grpo_lab.store.records.{record.__name__}")) == names
 
 
 def test_the_predicted_phases_are_phases() -> None:
