@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from grpo_lab.config.schema import Config
+from grpo_lab.config.schema import AlgorithmConfig, Config
 from grpo_lab.machine.gpus import Machine
+from grpo_lab.planner.algorithms import algorithm
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
-from grpo_lab.store import health, measures, records
-from grpo_lab.store.estimates import Estimate, estimate
+from grpo_lab.store import health, records, stats
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.measures import PHASES
 from grpo_lab.store.records import Failure, Result
@@ -38,20 +37,12 @@ def banner(console: Console, config: Config, plan: Plan, machine: Machine, folde
         ("model", f"{config.model.name} ({plan.model_path})"),
         ("data", str(config.data["_target_"])),
         ("rewards", rewards),
-        *([("algorithm", told)] if (told := algorithm(config)) else []),
+        *([("algorithm", name)] if (name := algorithm(config.algorithm.kind).banner(config.grpo)) else []),
         *[(role, what) for role, what in roles(plan, machine)],
         ("batch", str(plan.batch)),
     ]
     for name, value in lines:
         console.print(f"  {name:<10}{value}", highlight=False, markup=False, soft_wrap=True)
-
-
-def algorithm(config: Config) -> str | None:
-    """Which trainer learns, where it is not GRPO's, and what changes GRPO's loss where it is; None for plain GRPO."""
-    if config.algorithm.kind != "grpo":
-        return config.algorithm.kind
-    changed = [f"{key}={config.grpo[key]}" for key in ("loss_type", "importance_sampling_level") if key in config.grpo]
-    return f"grpo, {', '.join(changed)}" if changed else None
 
 
 def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
@@ -116,7 +107,7 @@ class Progress:
             return
         rows = self.rows
         self._warn(rows)
-        self.show(step_line(Pace.of(rows, progress.total)) if rows else f"training: first step | {clock(waited)}")
+        self.show(step_line(rows, progress.total) if rows else f"training: first step | {clock(waited)}")
 
     def _warn(self, rows: Sequence[Row]) -> None:
         """Say each sign of ill health once, when it first shows."""
@@ -128,43 +119,18 @@ class Progress:
         self._judged = len(rows)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Where a run that trains is, of `total` steps."""
-
-    step: int
-    total: int
-    reward: float | None
-    """Mean of the last RECENT steps, as is `step_s`."""
-    tokens_per_s: float | None
-    """Generated in the last step."""
-    step_s: float
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], total: int) -> Pace:
-        last, recent = rows[-1], rows[-RECENT:]
-        rewards = [row["reward"] for row in recent if row.get("reward") is not None]
-        return cls(
-            last["step"],
-            total,
-            statistics.fmean(rewards) if rewards else None,
-            last.get("generated_tokens_per_s"),
-            statistics.fmean(row["step_time_s"] for row in recent),
-        )
-
-    @property
-    def left(self) -> str:
-        return clock(self.step_s * (self.total - self.step))
-
-
-def step_line(pace: Pace) -> str:
+def step_line(rows: Sequence[Row], total: int) -> str:
     """Step, reward, tokens a second, time left."""
-    parts = [f"step {pace.step}/{pace.total}"]
-    if pace.reward is not None:
-        parts.append(f"reward {pace.reward:.3f}")
-    if pace.tokens_per_s:
-        parts.append(f"{pace.tokens_per_s:,.0f} tokens/s generated")
-    return " | ".join([*parts, f"{pace.step_s:.2f} s a step", f"{pace.left} left"])
+    row = rows[-1]
+    pace = statistics.fmean(row["step_time_s"] for row in rows[-RECENT:])
+    rewards = [row["reward"] for row in rows[-RECENT:] if row.get("reward") is not None]
+    parts = [f"step {row['step']}/{total}"]
+    if rewards:
+        parts.append(f"reward {statistics.fmean(rewards):.3f}")
+    if row.get("generated_tokens_per_s"):
+        parts.append(f"{row['generated_tokens_per_s']:,.0f} tokens/s generated")
+    parts += [f"{pace:.2f} s a step", f"{clock(pace * (total - row['step']))} left"]
+    return " | ".join(parts)
 
 
 def clock(seconds: float) -> str:
@@ -177,13 +143,23 @@ def clock(seconds: float) -> str:
 def summary(console: Console, run: Run, result: Result, look: str | None) -> None:
     """The end of a run: accuracy, times, files."""
     metrics = result.metrics
-    trainer = f" of {result.algorithm}" if result.algorithm not in (None, "grpo") else ""
-    say = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}, the first {result.warmup_steps} not timed"]
-    say += _accuracy(metrics)
-    for measure in measures.on_terminal("train"):
-        if measured := estimate(measure.field(metrics)):
-            say.append(f"  {measure.terminal:<17}{_shown(measured, measure.unit)}, median of {measured.n}")
-            say += _bars(metrics["time_s"]) if measure.name == "step_time_s" else []
+    trainer = algorithm(result.algorithm or AlgorithmConfig.kind).suffix()
+    say = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}"]
+    if metrics["accuracy_after"]:
+        gain = metrics["accuracy_gain"]
+        say.append(
+            f"  held-out pass@1  {_share(metrics['accuracy_before'])} -> {_share(metrics['accuracy_after'])}"
+            f"   gain {_share(gain, sign=True)}   n={metrics['accuracy_after']['n']}"
+        )
+    elif metrics["accuracy_before"]:
+        say.append(
+            f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}"
+        )
+    if metrics["step_time_s"]:
+        skipped = f"first {result.warmup_steps} left out"
+        say.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
+        say += _bars(metrics["time_s"])
+        say.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
     say += [f"  warning          {sign['message']}" for sign in (result.warnings or {}).values()]
     say.append(f"  files            {run.folder}")
     if run.reward_curve.is_file():
@@ -201,21 +177,25 @@ def failure(console: Console, failure: Failure) -> None:
         console.print(f"  log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _accuracy(metrics: Mapping[str, Any]) -> list[str]:
-    """The line of the held-out accuracy; none where it was not measured."""
-    before, after, gain = (estimate(metrics[f"accuracy_{name}"]) for name in ("before", "after", "gain"))
-    both = [measured for measured in (before, after) if measured]
-    if not both:
-        return []
-    change = f"   gain {_shown(gain, sign='+')}" if gain else "" if after else " before"
-    return [f"  held-out pass@1  {' -> '.join(map(_shown, both))}{change}   n={both[-1].n}"]
+def _share(accuracy: Any, *, sign: bool = False) -> str:
+    style = "+.3f" if sign else ".3f"
+    low, high = accuracy["ci95"]
+    return f"{accuracy['value']:{style}} (95% {low:{style}} to {high:{style}})"
 
 
-def _shown(measured: Estimate, unit: str = "", sign: str = "") -> str:
-    """`0.373 s (95% 0.341 to 0.428)`."""
-    value, interval = measured.text(sign)
-    kind = "range" if measured.ranged else "95%"
-    return " ".join([value, *([unit] if unit else []), *([f"({kind} {interval})"] if interval else [])])
+def _seconds(timing: Any) -> str:
+    return f"{timing['median']:.3f} s{_spread(timing, '.3f')}, median of {timing['n']}"
+
+
+def _rate(timing: Any) -> str:
+    if not timing:
+        return "no"
+    return f"{timing['median']:,.0f}{_spread(timing, ',.0f')}"
+
+
+def _spread(timing: Any, style: str) -> str:
+    spread = stats.spread(timing)
+    return f" ({spread[0]} {spread[1][0]:{style}} to {spread[1][1]:{style}})" if spread else ""
 
 
 def _bars(times: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,10 +12,8 @@ from rich.table import Table
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.bench import BenchPlan
-from grpo_lab.store import measures, stats
-from grpo_lab.store.estimates import Estimate, estimate
+from grpo_lab.store import stats
 from grpo_lab.store.folder import Row, Run
-from grpo_lab.store.measures import Measure
 from grpo_lab.store.records import Result
 
 
@@ -41,31 +40,41 @@ def banner(console: Console, config: Config, plan: BenchPlan, machine: Machine, 
 
 def summary(console: Console, run: Run, result: Result, look: str | None) -> None:
     """The end of a bench: speeds, latencies, files."""
-    shown = measures.on_terminal("bench")
-    rounds = estimate(shown[0].field(result.metrics))
-    table = Table(title=f"{result.status}, {_rounds(rounds)}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=f"{result.status}, median of {_rounds(result)} rounds", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("load", overflow="fold")
-    for measure in shown:
-        table.add_column(f"{measure.terminal}, {measure.unit}", justify="right")
+    for column in ("tokens/s", _interval(result), "per GPU", "TTFT s, p99", "ITL ms, p99"):
+        table.add_column(column, justify="right", no_wrap=True)
     for load in result.loads or ():
-        table.add_row(load["name"], *(_cell(measure, load["metrics"]) for measure in shown))
+        table.add_row(load["name"], *_cells(load["metrics"]))
     console.print(table)
-    for note in (f"  {stats.WITHIN_A_RUN}", f"  files    {run.folder}", f"  {look}" if look else None):
+    console.print(f"  {stats.WITHIN_A_RUN}", highlight=False, soft_wrap=True)
+    for note in (f"  files    {run.folder}", f"  {look}" if look else None):
         if note:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
-def _rounds(measured: Estimate | None) -> str:
-    """What the cells hold."""
-    kind = "range" if measured and measured.ranged else "95% interval"
-    return f"median and {kind} of {measured.n if measured else 0} rounds, p99"
+def _interval(result: Result) -> str:
+    """Heading of the column beside the speeds."""
+    return "95%" if _rounds(result) >= stats.LEAST else "range"
 
 
-def _cell(measure: Measure, metrics: Row) -> str:
-    """Median, the interval, and the 99th percentile where there is one, below each other."""
-    measured, field = estimate(measure.field(metrics)), measure.field(metrics)
-    if measured is None:
+def _rounds(result: Result) -> int:
+    speed = result.metrics["generated_tokens_per_s"]
+    return speed["n"] if speed else 0
+
+
+def _cells(metrics: Row) -> list[str]:
+    speed = metrics["generated_tokens_per_s"]
+    if not speed:
+        return ["not measured", "", "", "", ""]
+    spread = stats.spread(speed)
+    interval = "{:,.0f} to {:,.0f}".format(*spread[1]) if spread else ""
+    each = metrics["generated_tokens_per_s_per_gpu"]["median"]
+    waits = [_latency(metrics["ttft_s"], 1, 3), _latency(metrics["itl_s"], 1000, 2)]
+    return [f"{speed['median']:,.0f}", interval, f"{each:,.0f}", *waits]
+
+
+def _latency(found: Any, scale: int, digits: int) -> str:
+    if not found:
         return "not measured"
-    high = estimate(field.get("p99"))
-    lines = [*measured.text(), f"p99 {high.text()[0]}" if high else ""]
-    return "\n".join(line for line in lines if line)
+    return f"{found['median'] * scale:.{digits}f}, {found['p99'] * scale:.{digits}f}"

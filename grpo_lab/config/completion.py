@@ -16,7 +16,7 @@ from grpo_lab.config.compose import CONF
 
 OVERRIDDEN = ("train", "bench", "plan", "evaluate")
 """Commands that take Hydra's overrides."""
-_PASSED_ON = {"grpo": upstream.ALGORITHMS["grpo"], "vllm.engine": upstream.ENGINE, "peft.options": upstream.LORA}
+_PASSED_ON = {"grpo": upstream.GRPO, "vllm.engine": upstream.ENGINE, "peft.options": upstream.LORA}
 
 _BASH = r"""_grpo_lab() {
     local line="${COMP_LINE:0:$COMP_POINT}" before candidate

@@ -9,24 +9,21 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from grpo_lab.config.errors import RequestError, nearest
 
-_TRAINER = (
+TRAINER = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
 )
-ALGORITHMS = {
-    "grpo": (*_TRAINER, ("trl", "trainer/grpo_config.py", "GRPOConfig")),
-    "rloo": (*_TRAINER, ("trl", "trainer/rloo_config.py", "RLOOConfig")),
-    "online_dpo": (*_TRAINER, ("trl", "experimental/online_dpo/online_dpo_config.py", "OnlineDPOConfig")),
-    "async_grpo": (*_TRAINER, ("trl", "experimental/async_grpo/async_grpo_config.py", "AsyncGRPOConfig")),
-}
-"""algorithm.kind -> the classes whose fields its trainer takes."""
+"""Classes whose fields every trainer takes."""
+GRPO = (*TRAINER, ("trl", "trainer/grpo_config.py", "GRPOConfig"))
 ENGINE = (("vllm", "engine/arg_utils.py", "EngineArgs"),)
 LORA = (("peft", "tuners/lora/config.py", "LoraConfig"),)
 
@@ -37,8 +34,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """Choices that TRL 1.16 checks late or not at all."""
-_CHOICES_OF: dict[str, dict[str, tuple[Any, ...]]] = {"OnlineDPOConfig": {"loss_type": ("sigmoid", "ipo")}}
-"""Where a class means something else by the same name."""
 
 _SIMPLE: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -83,14 +78,20 @@ def fields(*classes: tuple[str, str, str]) -> dict[str, str]:
     return found
 
 
-def check_options(where: str, options: dict[str, Any], *classes: tuple[str, str, str]) -> None:
-    """Refuse an option that upstream does not have, or whose value has the wrong type.
+def check_options(
+    where: str,
+    options: dict[str, Any],
+    *classes: tuple[str, str, str],
+    choices: Mapping[str, tuple[Any, ...]] = MappingProxyType({}),
+) -> None:
+    """Refuse an option that upstream does not have, or whose value has the wrong type. `choices`: valid values where a
+    class means something else by a name of `CHOICES`.
 
     Raises:
         RequestError: naming `where.option`, the value and the nearest valid option or the expected type.
     """
     known, upstream = fields(*classes), classes[-1][2]
-    choices = {**CHOICES, **_CHOICES_OF.get(upstream, {})}
+    choices = {**CHOICES, **choices}
     for key, value in options.items():
         if key not in known:
             raise RequestError(f"{where}.{key}: {upstream} has no such option; {nearest(key, known)}")

@@ -12,7 +12,7 @@ from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import Host
 from grpo_lab.machine.visible import environment
-from grpo_lab.planner.algorithms import own_arguments, passed_on, served_names
+from grpo_lab.planner.algorithms import algorithm
 from grpo_lab.planner.modes import memory_share, mode
 from grpo_lab.planner.parts import Batch, Command, Ports, Roles
 from grpo_lab.server.command import PATIENT, ServerPlan, flags, server_argv, server_env
@@ -27,7 +27,8 @@ def trl_arguments(
     config: Config, batch: Batch, *, on_gpu: bool, server: ServerPlan | None, folder: Path, ports: Ports
 ) -> dict[str, Any]:
     """What the trainer's config takes: what the user passed on, less the batch, plus what follows from the plan."""
-    passed = {key: value for key, value in passed_on(config).items() if key != "generation_batch_size"}
+    trainer = algorithm(config.algorithm.kind)
+    passed = {key: value for key, value in trainer.passed_on(config).items() if key != "generation_batch_size"}
     owned: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "per_device_train_batch_size": batch.per_device,
@@ -51,7 +52,7 @@ def trl_arguments(
         "log_completions": True,
         "num_completions_to_print": 0,
     }
-    return own_arguments(config.algorithm.kind, {**defaults, **passed, **owned, **_sharding(config.distributed)})
+    return trainer.arguments({**defaults, **passed, **owned, **_sharding(config.distributed)})
 
 
 _ZERO: dict[str, Any] = {
@@ -96,12 +97,11 @@ def server_of(
     assert backend is not None  # only a mode with a server has roles.server
     if backend == "gloo" and "grpo-lab" not in machine.versions:
         raise RequestError("vllm.weight_transfer=gloo: vLLM finds it through the installed package; pip install -e .")
-    # AsyncGRPOTrainer's other process asks over a session of its own, to which no header can be added.
-    guarded = config.algorithm.kind != "async_grpo"
+    trainer = algorithm(config.algorithm.kind)
     served_name = f"{folder.name}-{ports.http}"
     argv = server_argv(
         model_path,
-        served_name=served_names(config, served_name, model_path),
+        served_name=trainer.served_names(served_name, model_path),
         host=host.address,
         port=ports.http,
         tp=vllm.tp,
@@ -112,7 +112,7 @@ def server_of(
         gpu_memory_utilization=None if on_cpu else memory_share(config),
         engine={**_spread(config, roles, ports), **engine_options(config, on_gpu=not on_cpu)},
         version=machine.versions["vllm"],
-        guarded=guarded,
+        guarded=trainer.sends_key,
     )
     env = server_env(
         on_cpu=on_cpu,
@@ -123,7 +123,7 @@ def server_of(
         engine=vllm.engine,
     )
     env |= {RUN_VARIABLE: str(folder.resolve()), **{key: str(value) for key, value in vllm.env.items()}}
-    env |= {} if guarded else {KEY: ""}
+    env |= {} if trainer.sends_key else {KEY: ""}
     url = f"http://{host.address}:{ports.http}"
     return ServerPlan(tuple(argv), env, url, served_name, vllm.tp, vllm.dp, backend, config.seed)
 

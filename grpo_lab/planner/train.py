@@ -16,7 +16,7 @@ from typing import Any
 from grpo_lab.config import model as policy
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
-from grpo_lab.planner.algorithms import algorithm_notes, check_algorithm, completions_together
+from grpo_lab.planner.algorithms import algorithm
 from grpo_lab.planner.checks.combinations import check_combinations, check_quantized, combination_notes
 from grpo_lab.planner.checks.ranges import check_ranges
 from grpo_lab.planner.checks.request import (
@@ -128,7 +128,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     check_ranges(config)
     check_secrets(config)
     gpus = allowed_gpus(config, machine)
-    check_algorithm(config, machine, on_gpu=bool(gpus))
+    trainer = algorithm(config.algorithm.kind)
+    trainer.check(config, machine, on_gpu=bool(gpus))
     check_quantized(config, machine, on_gpu=bool(gpus))
     check_combinations(config)
     check_vllm(config, machine, on_gpu=bool(gpus))
@@ -136,8 +137,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     check_shape(config, shape, on_gpu=bool(gpus))
     layout = roles(config, gpus, hosts_of(config, machine), cores=machine.cores)
     check_sharding(config.distributed.kind, machine, layout.processes, on_gpu=bool(gpus))
-    together = completions_together(config.algorithm.kind)
-    batch = batch_of(config.grpo, layout.processes, hosts=len(layout.trainer), together=together)
+    batch = batch_of(config.grpo, layout.processes, hosts=len(layout.trainer), together=trainer.together)
     model_path = policy.location(config.model)
     server = server_of(config, machine, folder, model_path, layout, ports)
     names = {gpu.id: gpu for gpu in machine.gpus}
@@ -165,7 +165,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         notes=(
             *machine.notes,
             *unchecked(config, shape),
-            *algorithm_notes(config),
+            *trainer.notes(config),
             *combination_notes(config),
             *(notes(layout, server, room=len(gpus), unused=machine.hosts[config.nodes :]) if config.nodes > 1 else ()),
         ),

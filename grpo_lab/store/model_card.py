@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.algorithms import algorithm
 from grpo_lab.planner.modes import mode
 from grpo_lab.store import measures, stats
 from grpo_lab.store.estimates import Estimate, estimate
@@ -19,7 +20,6 @@ from grpo_lab.store.records import Env, Result, must_read
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-TRAINERS = {"grpo": "GRPO", "rloo": "RLOO", "online_dpo": "online DPO", "async_grpo": "asynchronous GRPO"}
 VERSIONS = ("grpo-lab", "trl", "transformers", "torch", "vllm", "peft", "accelerate", "datasets", "python")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,7 +38,7 @@ CITATION = """\
 def card(run: Run) -> str:
     """The README.md of a finished run's policy, as the Hub reads it."""
     config, result, env = configuration.load(run.config), must_read(run.result, Result), must_read(run.env, Env)
-    trainer = TRAINERS.get(config.algorithm.kind, config.algorithm.kind)
+    trainer = algorithm(config.algorithm.kind).card
     about = (
         f"[{config.model.name}]({_link(config)}) trained" if _base(config) else f"{config.model.name} trained"
     ) + f" for {result.steps} steps with {trainer} by [TRL](https://github.com/huggingface/trl), seed {config.seed}."

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from grpo_lab.store.measures import PHASES
-from grpo_lab.worker import async_grpo as asynchronous
-from grpo_lab.worker import trainers as algorithms
-from grpo_lab.worker.trainers import Trainer
+from grpo_lab.worker.trainers import Trainer, handling
 
 ANNOUNCED = ("sync", "generate")
 """Phases that wait for somebody else: once each for a batch of completions."""
@@ -81,13 +79,11 @@ def attach(clock: Clock, trainer: Trainer) -> None:
     """Time the trainer's own methods. They are wrapped on this one instance; TRL 1.16 has no hook around them
     (its profiling goes to trackers only). tests/worker/test_clock.py fails when a name is gone.
     """
-    for name, phase in algorithms.phases(trainer).items():
+    how = handling(trainer)
+    for name, phase in how.phases.items():
         _time(clock, trainer, name, phase, without_gradient=phase == "logprobs")
-    if asynchronous.is_one(trainer):
-        for owner, name, phase in asynchronous.waits(trainer):
-            _time(clock, owner, name, phase)
-    elif trainer.use_vllm:
-        _time(clock, trainer.vllm_generation, "sync_weights", "sync")
+    for owner, name, phase in how.waits(trainer):
+        _time(clock, owner, name, phase)
 
 
 def _time(clock: Clock, owner: Any, name: str, phase: str, *, without_gradient: bool = False) -> None:

@@ -18,7 +18,7 @@ from grpo_lab.planner.layout import prompts_of
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.worker.rewards import text_of
-from grpo_lab.worker.trainers import Trainer, tokens_needed
+from grpo_lab.worker.trainers import Trainer, handling
 
 BATCH = 1000
 """Rows in Python's memory at a time."""
@@ -103,7 +103,7 @@ def check_lengths(config: Config, trainer: Trainer, training: datasets.Dataset) 
     if limit is None:
         return
     longest = max((prompt for prompts in _prompts(training) for prompt in prompts), key=lambda one: len(text_of(one)))
-    tokens, completion = tokens_needed(trainer, longest)
+    tokens, completion = handling(trainer).tokens_needed(trainer, longest)
     room = tokens + completion
     if room > limit:
         raise BadData(

@@ -19,10 +19,9 @@ from grpo_lab.store import records
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Progress
-from grpo_lab.worker import async_grpo as asynchronous
-from grpo_lab.worker import trainers as algorithms
+from grpo_lab.worker.patches import trl
 from grpo_lab.worker.recording import Recorder
-from grpo_lab.worker.trainers import Trainer
+from grpo_lab.worker.trainers import Trainer, handling
 
 CHUNK = 128
 """Problems that one process generates at a time."""
@@ -37,8 +36,7 @@ def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable
     state, total = trainer.accelerator, len(problems)
     share = math.ceil(total / state.num_processes)
     mine = [(state.process_index + turn * state.num_processes) % total for turn in range(share)]
-    if asynchronous.is_one(trainer):
-        asynchronous.catch_up(trainer)
+    handling(trainer).catch_up(trainer)
     trainer.model.eval()
     marks: list[tuple[int, int | None]] = []
     for start in range(0, share, CHUNK):
@@ -52,7 +50,7 @@ def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable
 
 def _marks(trainer: Trainer, chunk: datasets.Dataset) -> list[int | None]:
     rows: list[dict[str, Any]] = list(chunk)
-    completions = algorithms.generate(trainer, [row["prompt"] for row in rows])
+    completions = handling(trainer).generate(trainer, [row["prompt"] for row in rows])
     values = accuracy(completions=completions, solution=[row["solution"] for row in rows])
     return [None if value is None else int(value == 1.0) for value in values]
 
@@ -78,8 +76,7 @@ class InBetween(TrainerCallback):
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
             marks = evaluate(self.trainer, self.problems, self._progress)
-        if getattr(self.trainer, "use_vllm", False):
-            self.trainer._last_loaded_step = -1
+        trl.bring_weights_again(self.trainer)
         found = results.proportion(marks)
         if found is not None:
             seconds = time.perf_counter() - started

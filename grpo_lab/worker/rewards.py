@@ -10,8 +10,9 @@ from typing import Any
 from hydra.utils import get_method
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from grpo_lab.planner.algorithms.async_grpo import CLASSIFIER
+
 RewardFunction = Callable[..., list[float | None]]
-CLASSIFIER = "grpo_lab.rewards.classifier.model"
 _OURS = ("_target_", "weight")
 _ONE_AT_A_TIME = threading.Lock()
 """AsyncGRPOTrainer calls all rewards at once, in threads; they are written for one."""

@@ -12,6 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from grpo_lab.machine.disk import DiskFull, check_room, writing
 from grpo_lab.store import checkpoints
 from grpo_lab.store.folder import Run
+from grpo_lab.worker.patches import trl
 from grpo_lab.worker.soundness import Soundness
 from grpo_lab.worker.trainers import Trainer
 
@@ -19,7 +20,7 @@ from grpo_lab.worker.trainers import Trainer
 def attach(trainer: Trainer, run: Run, soundness: Soundness) -> None:
     """Make the trainer save so. Older checkpoints go (grpo.save_total_limit) when the new one is whole, not before."""
     most, trainer.args.save_total_limit = trainer.args.save_total_limit, None
-    trainer._save_checkpoint = functools.partial(_save, trainer, run, soundness, trainer._save_checkpoint, most)
+    trl.replace_saving(trainer, functools.partial(_save, trainer, run, soundness, most))
 
 
 class AtBlockEnds(TrainerCallback):
@@ -42,11 +43,11 @@ class AtBlockEnds(TrainerCallback):
 def save_after_failure(trainer: Trainer) -> None:
     """Keep the steps done so far when a step fails; only where no other rank has to take part."""
     if trainer.accelerator.num_processes == 1 and trainer.state.global_step > 0:
-        trainer._save_checkpoint(trainer.model, trial=None)
+        trl.save_checkpoint(trainer)
 
 
 def _save(
-    trainer: Trainer, run: Run, soundness: Soundness, write: Any, most: int | None, model: Any, trial: Any = None
+    trainer: Trainer, run: Run, soundness: Soundness, most: int | None, write: Any, model: Any, trial: Any
 ) -> None:
     """Raises DiskFull, with nothing of the checkpoint left; NotANumber."""
     folder, first = run.checkpoint(trainer.state.global_step), trainer.is_world_process_zero()

@@ -17,7 +17,7 @@ import torch
 from grpo_lab.store.folder import Row
 from grpo_lab.store.health import EMPTY, NOT_FINITE
 from grpo_lab.worker.rewards import RewardFunction, text_of
-from grpo_lab.worker.trainers import Trainer, phases
+from grpo_lab.worker.trainers import Trainer, handling
 
 BROKEN_SAMPLING = "probability tensor contains either `inf`, `nan`"
 """What torch says when it samples from the logits of broken weights."""
@@ -35,7 +35,7 @@ class Soundness:
         self._losses: torch.Tensor | int = 0
         self._counts: Counter[str] = Counter()
         self._watch_loss()
-        if "reward" in phases(trainer).values():  # else another process scores, and a NaN is seen in the loss
+        if "reward" in handling(trainer).phases.values():  # else another process scores, and a NaN is seen in the loss
             self._watch_completions()
             self._watch_rewards()
 
@@ -50,7 +50,7 @@ class Soundness:
         self.trainer.training_step = training_step
 
     def _watch_completions(self) -> None:
-        name = next(name for name, phase in phases(self.trainer).items() if phase == "reward")
+        name = next(name for name, phase in handling(self.trainer).phases.items() if phase == "reward")
         method = getattr(self.trainer, name)
 
         def calculate_rewards(*args: Any, **kwargs: Any) -> torch.Tensor:

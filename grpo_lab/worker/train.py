@@ -25,24 +25,12 @@ from grpo_lab.store import records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Env, Failure, Progress
-from grpo_lab.worker import (
-    async_grpo as asynchronous,
-)
-from grpo_lab.worker import (
-    patches as vllm,
-)
-from grpo_lab.worker import (
-    rewards as rewarding,
-)
-from grpo_lab.worker import (
-    saving,
-)
-from grpo_lab.worker import (
-    trainers as algorithms,
-)
+from grpo_lab.worker import rewards as rewarding
+from grpo_lab.worker import saving, trainers
 from grpo_lab.worker.clock import Clock, attach
 from grpo_lab.worker.data import BadData, check_lengths, load_data
 from grpo_lab.worker.held_out import InBetween, evaluate
+from grpo_lab.worker.patches import trl, vllm
 from grpo_lab.worker.recording import (
     Recorder,
     StaleWeights,
@@ -122,7 +110,7 @@ def _train(run: Run, started: float) -> None:
     attach(clock, trainer)
     soundness = Soundness(trainer, stop=config.stop_on_nan)
     saving.attach(trainer, run, soundness)
-    _train_only_what_is_left(trainer)
+    trl.train_only_what_is_left(trainer)
     devices = {"devices": plan.devices, "generating": plan.generating_devices}
     recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness)
     trainer.add_callback(recorder)
@@ -142,7 +130,7 @@ def _train(run: Run, started: float) -> None:
         saving.save_after_failure(trainer)
         raise
     except RuntimeError as error:
-        if (cause := asynchronous.told(error)) is error:
+        if (cause := trainers.handling(trainer).cause(error)) is error:
             raise
         saving.save_after_failure(trainer)
         raise cause from error
@@ -155,7 +143,7 @@ def _train(run: Run, started: float) -> None:
 
 def build_trainer(config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
     with vllm.adapted(config, plan):
-        trainer = algorithms.build(config, plan, training)
+        trainer = trainers.build(config, plan, training)
     trainer.reward_func_names = list(config.rewards)  # TRL calls a reward model after its folder
     check_lengths(config, trainer, training)
     return trainer
@@ -184,21 +172,6 @@ def _tell(run: Run, doing: str | None) -> None:
     """What the worker is waiting for, beside where it is, for the conductor's watchdog."""
     if (progress := records.read(run.progress, Progress)) is not None:
         records.write(run.progress, dataclasses.replace(progress, doing=doing))
-
-
-def _train_only_what_is_left(trainer: Trainer) -> None:
-    """transformers 5.17 trains one step more when it goes on from the checkpoint of the last one, which a run does
-    that ended in its last evaluation. Its state of the random generators is that in which the evaluation began."""
-    run_epoch = trainer._run_epoch
-
-    def unless_done(*, resume_from_checkpoint: Any, **given: Any) -> None:
-        if trainer.state.global_step < trainer.state.max_steps:
-            run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
-        else:
-            trainer._load_rng_state(resume_from_checkpoint)
-            trainer.log_completions = False  # with the last log TRL would replace those of the last step by none
-
-    trainer._run_epoch = unless_done
 
 
 class _Course(TrainerCallback):

@@ -20,6 +20,7 @@ from grpo_lab import train
 from grpo_lab.config import upstream
 from grpo_lab.config.compose import CONF
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.algorithms import algorithm
 
 NIGHTLY = os.environ.get("GRPO_LAB_FUZZ") == "nightly"
 """Many random cases, others each night; otherwise the same few each time."""
@@ -129,7 +130,7 @@ def _keys(kind: Any, prefix: str = "") -> Iterator[str]:
 
 OPTIONS = [
     *_keys(Config),
-    *(f"grpo.{name}" for name in upstream.fields(*upstream.ALGORITHMS["grpo"])),
+    *(f"grpo.{name}" for name in upstream.fields(*algorithm("grpo").config_classes)),
     *(f"vllm.engine.{name}" for name in upstream.fields(*upstream.ENGINE)),
     *(f"peft.options.{name}" for name in upstream.fields(*upstream.LORA)),
     *(

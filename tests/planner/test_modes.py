@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from grpo_lab.config.errors import RequestError
+from grpo_lab.planner.algorithms import algorithm, kinds
 from grpo_lab.planner.modes import MODES, mode
 from tests.conftest import ROOT
 
 OWNERS = ("grpo_lab/planner/modes.py", "grpo_lab/planner/algorithms/", "grpo_lab/worker/trainers/")
 MEAN_SOMETHING_ELSE = {"role", "fit"}
 """Names whose values are called like a mode: the role of a process, and the choice of `fit`."""
-ALGORITHMS: set[str] = set()
+ALGORITHMS = set(kinds())
 
 
 def modules() -> list[Path]:
@@ -58,6 +59,8 @@ def test_no_module_compares_a_mode_or_an_algorithm(path: Path) -> None:
     [
         'config.vllm.mode == "off"',
         'plan["mode"] != "server"',
+        'kind in ("rloo", "online_dpo")',
+        'result.get("algorithm", "grpo") == "grpo"',
         '{"off": 1, "colocate": 2}[plan.mode]',
         'match mode:\n    case "server":\n        pass',
     ],
@@ -69,3 +72,15 @@ def test_a_comparison_is_seen(line: str) -> None:
 def test_an_unknown_mode_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(RequestError, match=r"vllm\.mode=colocated: did you mean"):
         mode("colocated")
+
+
+def test_an_unknown_algorithm_is_refused_with_the_valid_ones() -> None:
+    with pytest.raises(RequestError, match=r"algorithm\.kind=ppo: valid: async_grpo, grpo, online_dpo, rloo"):
+        algorithm("ppo")
+
+
+def test_every_algorithm_has_its_name_and_its_trainer() -> None:
+    for kind in kinds():
+        assert algorithm(kind).kind == kind
+        assert algorithm(kind).card
+        assert (ROOT / f"grpo_lab/worker/trainers/{kind}.py").is_file()

@@ -22,7 +22,7 @@ from grpo_lab.server.command import ServerPlan, server_argv, server_env
 from grpo_lab.server.gloo import gloo_client
 from grpo_lab.server.key import GATE, bearer
 from grpo_lab.server.process import Server, vllm_server
-from grpo_lab.worker.patches import client_of_a_run
+from grpo_lab.worker.patches.vllm import client_of_a_run
 from tests.conftest import assert_none_left, ownerless
 
 pytestmark = pytest.mark.vllm

@@ -232,7 +232,7 @@ def test_trl_still_has_the_methods_of_its_other_trainers() -> None:
     from trl import RLOOTrainer
     from trl.experimental.online_dpo import OnlineDPOTrainer
 
-    from grpo_lab.worker.trainers import PAIRED, SCORED
+    from grpo_lab.worker.patches.trl import PAIRED, SCORED
 
     for trainer, names in ((RLOOTrainer, [*SCORED, "_generate", "_tokenize_prompts"]), (OnlineDPOTrainer, PAIRED)):
         for name in names:

@@ -30,9 +30,9 @@ from grpo_lab.planner.train import make_plan
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from grpo_lab.store.measures import PHASES
-from grpo_lab.worker import async_grpo as asynchronous
 from grpo_lab.worker import rewards as rewarding
 from grpo_lab.worker import train as training
+from grpo_lab.worker.trainers import async_grpo as asynchronous
 from tests.planner.test_plan import PORTS, asked
 from tests.worker.test_algorithms import WITH_KERNELS
 
@@ -238,6 +238,6 @@ def test_rewards_go_to_another_process_and_name_themselves_there() -> None:
         first(completions=completions, trainer_state=SimpleNamespace(global_step=1))
     error = RuntimeError("Rollout worker child has failed; see chained exception.")  # as TRL raises it
     error.__cause__ = RuntimeError("BadReward: reward 'mine' raised KeyError('x')\nTraceback (most recent call last)")
-    told = asynchronous.told(error)
+    told = asynchronous.HANDLING.cause(error)
     assert isinstance(told, rewarding.BadReward)
     assert str(told) == "reward 'mine' raised KeyError('x')"

@@ -10,7 +10,7 @@ from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.model import Shape
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
-from grpo_lab.planner.algorithms import KINDS, passed_on
+from grpo_lab.planner.algorithms import algorithm, kinds
 from grpo_lab.planner.modes import MODES, mode
 from grpo_lab.server.command import OWNED as ENGINE_OWNED
 
@@ -83,7 +83,7 @@ def check_names(config: Config) -> None:
         ("model.weights", config.model.weights, ("pretrained", "random")),
         ("model.dtype", config.model.dtype, DTYPES),
         ("peft.kind", config.peft.kind, ("none", "lora", "qlora")),
-        ("algorithm.kind", config.algorithm.kind, KINDS),
+        ("algorithm.kind", config.algorithm.kind, kinds()),
         ("vllm.weight_transfer", config.vllm.weight_transfer, ("auto", "nccl", "gloo")),
     ):
         if value not in valid:
@@ -118,7 +118,7 @@ def check_upstream(config: Config, machine: Machine) -> None:
     for key in config.grpo:
         if key in OWNED:
             raise RequestError(f"grpo.{key} follows from the plan; set {OWNED[key]}")
-    upstream.check_options("grpo", passed_on(config), *upstream.ALGORITHMS[config.algorithm.kind])
+    algorithm(config.algorithm.kind).check_options(config)
     if config.peft.kind != "none":
         upstream.check_options("peft.options", config.peft.options, *upstream.LORA)
     if mode(config.vllm.mode).engines and config.vllm.engine and "vllm" in machine.versions:

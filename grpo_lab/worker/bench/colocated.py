@@ -19,7 +19,7 @@ from grpo_lab.planner.loads import Load, Request
 from grpo_lab.server.counters import Counts, counts_of
 from grpo_lab.store.rounds import Arrivals, BenchFailed, Measured
 from grpo_lab.worker.bench.client import NEUTRAL
-from grpo_lab.worker.patches import SEED_STRIDE
+from grpo_lab.worker.patches.vllm import SEED_STRIDE
 
 
 @dataclass
