@@ -38,6 +38,7 @@ from grpo_lab.machine.processes import Child
 from grpo_lab.planner.commands import RUN_VARIABLE
 from grpo_lab.planner.evaluate import EvaluationPlan, commands_of, make_plan, name_of
 from grpo_lab.planner.parts import Command
+from grpo_lab.rewards.held_out import accuracy_rule
 from grpo_lab.store import evaluate as summing
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
@@ -74,7 +75,7 @@ def evaluate(folders: Sequence[Path], overrides: Sequence[str], console: Console
     machine = read_machine("auto" if any(request.config.gpus != 0 for request in requests) else 0)
     plans = [make_plan(request, machine) for request in requests]
     for request in requests:
-        check_targets(dataclasses.replace(request.config, rewards={}))
+        check_targets(dataclasses.replace(request.config, rewards=dict([accuracy_rule(request.config.rewards)])))
         if request.config.data != requests[0].config.data:
             raise RequestError(f"{requests[0].run.folder} and {request.run.folder} have other data; data= sets one")
     done = []

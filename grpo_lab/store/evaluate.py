@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_lab.config.compose import load
 from grpo_lab.config.errors import RequestError
 from grpo_lab.planner.evaluate import EvaluationPlan
+from grpo_lab.rewards.held_out import rule_text
 from grpo_lab.store import stats
 from grpo_lab.store.folder import Evaluation, Row
 from grpo_lab.store.records import Env, EvaluationResult, read
@@ -66,6 +68,7 @@ def build(work: Evaluation, plan: EvaluationPlan) -> EvaluationResult:
         policy=plan.policy,
         model_path=plan.model_path,
         adapter=plan.adapter,
+        accuracy_rule=rule_text(load(work.config).rewards),
         metrics={f"pass@{k}": stats.mean_share(_shares(readable, k)) if readable else None for k in plan.k},
         problems=len(problems),
         unreadable=len(problems) - len(readable),

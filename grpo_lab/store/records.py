@@ -98,6 +98,8 @@ class Result:
     warnings: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
     """[Signs](faults.md#numbers) that it learned nothing or computed no numbers: `steps` that show one, `of` how many,
     `count`, `message`."""
+    accuracy_rule: str | None = field(default=None, metadata=LEFT_OUT)
+    """The reward, with its parameters, by which held-out answers were right: the run's own one for accuracy."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """See below; of a bench those of the first load."""
     loads: tuple[Mapping[str, Any], ...] | None = field(default=None, metadata=LEFT_OUT)
@@ -155,6 +157,8 @@ class EvaluationResult:
     """Of all completions."""
     backend: str
     """`vllm` or `transformers`."""
+    accuracy_rule: str | None = None
+    """The reward, with its parameters, that says what is right: the run's own one for accuracy."""
     env: Env | None = None
     """Where it was evaluated, as in env.json."""
 

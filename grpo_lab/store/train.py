@@ -9,6 +9,7 @@ from grpo_lab.config import model as policy
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.train import Plan
+from grpo_lab.rewards.held_out import rule_text
 from grpo_lab.store import folder as store
 from grpo_lab.store import health, measures, stats
 from grpo_lab.store.estimates import estimate
@@ -47,6 +48,7 @@ def build(run: Run, config: Config, plan: Plan, *, failure: Failure | None, serv
         steps=len(rows),
         warmup_steps=config.warmup_steps,
         data=outcome.data,
+        accuracy_rule=rule_text(config.rewards),
         warnings=health.warnings(rows),
         metrics=measures.content("train", timed, rows, computed),
     )

@@ -25,10 +25,10 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import data_arguments
-from grpo_lab.rewards import accuracy
 from grpo_lab.store import records
 from grpo_lab.store.folder import Evaluation, Row
 from grpo_lab.store.records import Progress
+from grpo_lab.worker.rewards import Reward, held_out_rule, right
 
 Answer = Callable[[list[list[int]], int], list[list[int]]]
 """Prompts and a batch's seed -> completions of each prompt, one after the other; tokens, the end token included."""
@@ -62,9 +62,10 @@ def answer_all(work: Evaluation) -> None:
     done = len(problems) - sum(len(batches[number]) for number in left)
     _show(work, "loading", done, len(problems))
     answer = _backend(config, plan, tokenizer, work, problems) if left else None
+    rule = held_out_rule(config.rewards)
     for number in left:
         _show(work, "answering", done, len(problems))
-        _save(work.part(number), *_answer_batch(plan, tokenizer, answer, batches[number]))
+        _save(work.part(number), *_answer_batch(plan, tokenizer, answer, rule, batches[number]))
         done += len(batches[number])
     _show(work, "answering", done, len(problems))
 
@@ -78,7 +79,9 @@ def _revision(config: Config, path: str) -> str | None:
 
 
 def read_problems(config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """`number`, `prompt`, `solution`, `tokens` of the held-out problems to answer, those too long left out.
+    """`number`, `prompt`, `solution`, `tokens` and the whole `row` of the held-out problems to answer.
+
+    Those that are too long are left out.
 
     Raises:
         RequestError: where there are none, or one does not fit the context.
@@ -93,8 +96,8 @@ def read_problems(config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTok
     prompts = list(rows["prompt"])
     tokens = token_ids(tokenizer, prompts, plan.chat_template) if prompts else []
     problems = [
-        {"number": number, "prompt": prompt, "solution": solution, "tokens": ids}
-        for number, (prompt, solution, ids) in enumerate(zip(prompts, rows["solution"], tokens, strict=True))
+        {"number": number, "prompt": row["prompt"], "solution": row["solution"], "tokens": ids, "row": row}
+        for number, (row, ids) in enumerate(zip(rows, tokens, strict=True))
         if not limit or len(ids) <= limit
     ][: plan.problems or None]
     if not problems:
@@ -118,7 +121,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[Any], chat_templ
 
 
 def _answer_batch(
-    plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, answer: Answer, problems: Sequence[Row]
+    plan: EvaluationPlan, tokenizer: PreTrainedTokenizerBase, answer: Answer, rule: Reward, problems: Sequence[Row]
 ) -> tuple[list[Row], float]:
     """One record a problem and sample, and the seconds of generation."""
     started = time.perf_counter()
@@ -126,7 +129,11 @@ def _answer_batch(
     seconds = time.perf_counter() - started
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     asked = [problem for problem in problems for _ in range(plan.samples)]
-    marks = accuracy(completions=texts, solution=[problem["solution"] for problem in asked])
+    completions = [
+        text if isinstance(problem["prompt"], str) else [{"role": "assistant", "content": text}]
+        for problem, text in zip(asked, texts, strict=True)
+    ]
+    marks = right(rule, completions, [problem["row"] for problem in asked])
     records = [
         {
             "problem": problem["number"],
@@ -134,7 +141,7 @@ def _answer_batch(
             "prompt": _text(problem["prompt"]),
             "solution": str(problem["solution"]),
             "completion": text,
-            "correct": None if mark is None else mark == 1.0,
+            "correct": mark,
             "tokens": len(ids),
         }
         for place, (problem, text, mark, ids) in enumerate(zip(asked, texts, marks, tokens, strict=True))

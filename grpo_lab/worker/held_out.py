@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from grpo_lab.config.schema import EvalConfig
-from grpo_lab.rewards import accuracy
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
 from grpo_lab.store import train as results
@@ -21,13 +20,16 @@ from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Progress
 from grpo_lab.worker.patches import trl
 from grpo_lab.worker.recording import Recorder
+from grpo_lab.worker.rewards import Reward, right
 from grpo_lab.worker.trainers import Trainer, handling
 
 CHUNK = 128
 """Problems that one process generates at a time."""
 
 
-def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable[[int, int], None]) -> list[int | None]:
+def evaluate(
+    trainer: Trainer, problems: datasets.Dataset, rule: Reward, on_progress: Callable[[int, int], None]
+) -> list[int | None]:
     """1 right, 0 wrong, None where the gold answer cannot be read; one a problem, in their order, on every rank.
 
     Every rank calls it: each takes every `num_processes`-th problem, and all generate equally often. Sampled with
@@ -41,18 +43,17 @@ def evaluate(trainer: Trainer, problems: datasets.Dataset, on_progress: Callable
     marks: list[tuple[int, int | None]] = []
     for start in range(0, share, CHUNK):
         chunk = mine[start : start + CHUNK]
-        marks += zip(chunk, _marks(trainer, problems.select(chunk)), strict=True)
+        marks += zip(chunk, _marks(trainer, problems.select(chunk), rule), strict=True)
         on_progress(min(total, len(marks) * state.num_processes), total)
     trainer.model.train()
     by_problem = dict(gather_object(marks))
     return [by_problem[problem] for problem in range(total)]
 
 
-def _marks(trainer: Trainer, chunk: datasets.Dataset) -> list[int | None]:
+def _marks(trainer: Trainer, chunk: datasets.Dataset, rule: Reward) -> list[int | None]:
     rows: list[dict[str, Any]] = list(chunk)
     completions = handling(trainer).generate(trainer, [row["prompt"] for row in rows])
-    values = accuracy(completions=completions, solution=[row["solution"] for row in rows])
-    return [None if value is None else int(value == 1.0) for value in values]
+    return [None if mark is None else int(mark) for mark in right(rule, completions, rows)]
 
 
 class InBetween(TrainerCallback):
@@ -64,8 +65,15 @@ class InBetween(TrainerCallback):
     """
 
     def __init__(
-        self, asked: EvalConfig, run: Run, trainer: Trainer, recorder: Recorder, held_out: datasets.Dataset
+        self,
+        asked: EvalConfig,
+        run: Run,
+        trainer: Trainer,
+        recorder: Recorder,
+        held_out: datasets.Dataset,
+        rule: Reward,
     ) -> None:
+        self.rule = rule
         self.every, self.run, self.trainer, self.recorder = asked.every, run, trainer, recorder
         self.problems = held_out.select(range(min(asked.every_problems or len(held_out), len(held_out))))
 
@@ -75,7 +83,7 @@ class InBetween(TrainerCallback):
         started = time.perf_counter()
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
-            marks = evaluate(self.trainer, self.problems, self._progress)
+            marks = evaluate(self.trainer, self.problems, self.rule, self._progress)
         trl.bring_weights_again(self.trainer)
         found = results.proportion(marks)
         if found is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.utils import get_method
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from grpo_lab.planner.algorithms.async_grpo import CLASSIFIER
+from grpo_lab.rewards.held_out import accuracy_rule
 
 RewardFunction = Callable[..., list[float | None]]
 _OURS = ("_target_", "weight")
@@ -89,6 +90,23 @@ class Reward:
             if value is not None and not isinstance(value, (int, float)):
                 raise BadReward(name, f"returned {value!r}, not a number or None", text_of(completion))
         return values if self.factor == 1.0 else [None if value is None else self.factor * value for value in values]
+
+
+def held_out_rule(rewards: dict[str, dict[str, Any]]) -> Reward:
+    """The run's own reward for accuracy, to judge answers to held-out problems by."""
+    return Reward(*accuracy_rule(rewards))
+
+
+def right(rule: Reward, completions: list[Any], rows: Sequence[dict[str, Any]]) -> list[bool | None]:
+    """Of completions to the problems of `rows`, with all of their columns; None where a gold cannot be read.
+
+    Raises:
+        BadReward: where the rule is a function that fails.
+    """
+    names = [name for name in (rows[0] if rows else {}) if name != "prompt"]
+    columns = {name: [row[name] for row in rows] for name in names}
+    values = rule(completions, prompts=[row["prompt"] for row in rows], **columns)
+    return [None if value is None else value == 1.0 for value in values]
 
 
 def _culprit(function: RewardFunction, completions: list[Any], columns: dict[str, Any]) -> str:

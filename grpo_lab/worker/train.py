@@ -118,7 +118,9 @@ def _train(run: Run, started: float) -> None:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
     trainer.add_callback(_Course(config, run, trainer, clock, held_out, started))
     if held_out is not None and config.eval.every:
-        trainer.add_callback(InBetween(config.eval, run, trainer, recorder, held_out))
+        trainer.add_callback(
+            InBetween(config.eval, run, trainer, recorder, held_out, rewarding.held_out_rule(config.rewards))
+        )
     trainer.add_callback(StopOnRequest(run))
     trainer.add_callback(saving.AtBlockEnds())
     checkpoint = run.last_checkpoint()
@@ -214,7 +216,10 @@ class _Course(TrainerCallback):
             return
         self._progress(f"evaluating {moment}", 0, len(self.held_out))
         marks = evaluate(
-            self.trainer, self.held_out, lambda done, total: self._progress(f"evaluating {moment}", done, total)
+            self.trainer,
+            self.held_out,
+            rewarding.held_out_rule(self.config.rewards),
+            lambda done, total: self._progress(f"evaluating {moment}", done, total),
         )
         if self.trainer.is_world_process_zero():
             store.write_json(self.run.evaluation(moment), marks)

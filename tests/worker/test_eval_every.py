@@ -17,6 +17,7 @@ from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.worker import held_out as evaluation
 from grpo_lab.worker.clock import Clock
+from grpo_lab.worker.rewards import held_out_rule
 from tests.conftest import SHORT, cli
 from tests.planner.test_plan import ON_CPU, planned
 
@@ -64,7 +65,7 @@ def test_the_time_of_an_evaluation_is_no_part_of_the_next_step(monkeypatch: pyte
 
     monkeypatch.setattr(evaluation, "evaluate", slow)
     held_out = datasets.Dataset.from_dict({"prompt": ["a"] * 4, "solution": ["1"] * 4})
-    between = evaluation.InBetween(EvalConfig(every=2), Run(tmp_path), trainer, recorder, held_out)
+    between = evaluation.InBetween(EvalConfig(every=2), Run(tmp_path), trainer, recorder, held_out, held_out_rule({}))
     clock.lap()
     between.on_step_end(None, SimpleNamespace(global_step=2, max_steps=4), None)
     lap = clock.lap()
