@@ -20,7 +20,7 @@ import json, sys
 import torch.nn.functional
 from trl.generation import vllm_generation as trl_generation
 from vllm import LLM, SamplingParams
-from grpo_lab.worker import fast_output
+from grpo_lab.worker.patches import fast_output
 
 def sample(**options):
     sampling = SamplingParams(n=4, max_tokens=24, temperature=1.0, seed=5, **options)

@@ -54,7 +54,7 @@ def _replaced(name: str, value: Any) -> Iterator[None]:
 
 
 def _engine(config: Config, options: dict[str, Any], build: Callable[..., Any]) -> Callable[..., Any]:
-    from grpo_lab.worker import fast_output  # it imports vLLM
+    from grpo_lab.worker.patches import fast_output  # it imports vLLM
 
     def engine(**arguments: Any) -> Any:
         seed = config.seed * SEED_STRIDE + arguments["seed"]  # TRL's is the number of the engine alone
