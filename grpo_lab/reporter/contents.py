@@ -11,8 +11,7 @@ from grpo_lab.reporter import configurations, context, curves, folder, pictures,
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.pictures import Picture
 from grpo_lab.reporter.tables import Table
-from grpo_lab.store import folder as store
-from grpo_lab.store.folder import Row, Sweep
+from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import headlines
 
 
@@ -67,8 +66,8 @@ def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Cur
 
 def _command(found: Sequence[Row], sweep: Path | None) -> str:
     """That of the sweep, else that of the first run."""
-    said = [(store.read_json(Sweep(sweep).points) or {})] if sweep else [row["env"] for row in found]
-    several = list(dict.fromkeys(str(one.get("command") or "unknown") for one in said))
+    commands = [folder.frozen(sweep).command] if sweep else [row["env"].get("command") for row in found]
+    several = list(dict.fromkeys(str(command or "unknown") for command in commands))
     return several[0] + (f" (one of {len(several)}; the others: table.csv)" if len(several) > 1 else "")
 
 

@@ -11,8 +11,10 @@ import yaml
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store.folder import Row, Run, Sweep
 from grpo_lab.store.measures import MEASURES
+from grpo_lab.store.records import FrozenSweep
 
 STATUSES = ("finished", "failed", "infeasible")
 
@@ -104,19 +106,20 @@ def sweep_of(run: Path) -> Path | None:
 
 def experiment(folder: Path) -> str | None:
     """`experiment=<name>` of the command that made a sweep; None where it had none, or cannot be read."""
-    try:
-        said = store.read_json(Sweep(folder).points) or {}
-        words = said["command"].split()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    words = str(frozen(folder).command).split()
     return next((word.partition("=")[2] for word in words if word.startswith("experiment=")), None)
+
+
+def frozen(folder: Path) -> FrozenSweep:
+    """The sweep of a folder; without points where there is none, or a damaged one: its runs speak for themselves."""
+    try:
+        return records.read(Sweep(folder).points, FrozenSweep) or FrozenSweep()
+    except ValueError:
+        return FrozenSweep()
 
 
 def _unended(folder: Path) -> list[Path]:
     """Runs that were begun, and points of the sweep, without a result."""
     begun = {path.parent for path in folder.rglob(Run(folder).plan.name) if store.is_run(path.relative_to(folder))}
-    try:
-        points = {Sweep(folder).run(point["name"]).folder for point in store.read_json(Sweep(folder).points)["points"]}
-    except (ValueError, KeyError, TypeError):  # no sweep, or a damaged one: its runs speak for themselves
-        points = set()
+    points = {Sweep(folder).run(point.name).folder for point in frozen(folder).points}
     return sorted(run for run in begun | points if not Run(run).result.is_file())

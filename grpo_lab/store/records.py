@@ -129,6 +129,35 @@ class Env:
     """Distribution -> version."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrozenPoint:
+    """A point of a sweep, as it was before the first one started."""
+
+    number: int = 0
+    name: str
+    """Of its run folder."""
+    overrides: tuple[str, ...] = ()
+    """Those that not all points have."""
+    identity: str = ""
+    gpus: int = 0
+    cores: int = 0
+    refused: str | None = None
+    """Why it cannot run on the machine."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenSweep:
+    """What sweep.json holds."""
+
+    command: str = ""
+    experiment: str | None = None
+    """Of `experiment=` in the command."""
+    run_id: str | None = None
+    """Of the summary in the tracker."""
+    points: tuple[FrozenPoint, ...] = ()
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """What an evaluation measured (its result.json)."""
@@ -243,6 +272,8 @@ def _value(declared: Any, value: Any, path: Path, inside: str) -> Any:
             return tuple(_value(item, part, path, inside) for part in value)
         if dataclasses.is_dataclass(kind) and value is not None:
             return build(kind, value, path, f"{inside}.")  # type: ignore[arg-type]
+    if get_origin(declared) is tuple:
+        raise RequestError(f"{path}: {inside} is not a list; the file is damaged")
     return value
 
 

@@ -24,9 +24,10 @@ from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.predictor.check import check as check_fit
 from grpo_lab.predictor.check import check_bench
 from grpo_lab.predictor.choice import settled
-from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from grpo_lab.store import train as results
-from grpo_lab.store.folder import Row, Run, Sweep
+from grpo_lab.store.folder import Run, Sweep
+from grpo_lab.store.records import FrozenPoint, FrozenSweep
 from grpo_lab.sweep.composer import Composer
 from grpo_lab.sweep.launchers.base import Backend, Need
 
@@ -75,7 +76,7 @@ def freeze(
     A name that an earlier call, or another point, has given to another config gets the config's identity appended.
     Raises errors of Hydra and OmegaConf for what does not compose or has the wrong type.
     """
-    taken = {row["name"]: row["identity"] for row in frozen(sweep)}
+    taken = {point.name: point.identity for point in frozen(sweep).points}
     points = []
     for number, overrides in enumerate(job_overrides, first):
         config = configuration.from_hydra(composer.task(overrides))
@@ -138,30 +139,29 @@ def need_of(config: Config, machine: Machine, folder: Path) -> Need:
     return Need(gpus=each, cores=min(max(cores, 1), machine.cores), pinned=pinned, nodes=plan.nodes)
 
 
-def frozen(sweep: Sweep) -> list[Row]:
-    """What sweep.json holds; empty for a new sweep."""
-    return list((store.read_json(sweep.points) or {}).get("points", ()))
+def frozen(sweep: Sweep) -> FrozenSweep:
+    """What sweep.json holds; no points for a new sweep."""
+    return records.read(sweep.points, FrozenSweep) or FrozenSweep()
 
 
 def write(points: Sequence[Point], sweep: Sweep, command: str, experiment: str | None = None) -> None:
     """Write sweep.json; points of earlier calls that are not among these stay in it. `experiment`: `experiment=`'s."""
-    rows = {row["name"]: row for row in frozen(sweep)}
-    rows |= {point.name: _row(point) for point in points}
-    before = store.read_json(sweep.points) or {}
-    run_id = before.get("run_id") or f"sweep-{os.urandom(4).hex()}"
-    head = {"command": command, "experiment": experiment, "run_id": run_id}
-    store.write_json(sweep.points, {**head, "points": list(rows.values())})
+    before = frozen(sweep)
+    by_name = {point.name: point for point in (*before.points, *map(_frozen, points))}
+    run_id = before.run_id or f"sweep-{os.urandom(4).hex()}"
+    record = FrozenSweep(command=command, experiment=experiment, run_id=run_id, points=tuple(by_name.values()))
+    records.write(sweep.points, record)
 
 
-def _row(point: Point) -> Row:
+def _frozen(point: Point) -> FrozenPoint:
     assert point.config is not None
-    return {
-        "number": point.number,
-        "name": point.name,
-        "overrides": point.config.sweep.overrides,
-        "identity": configuration.identity(point.config),
-        "gpus": point.need.gpus,
-        "cores": point.need.cores,
-        "refused": point.refused,
-        "config": redact(dataclasses.asdict(point.config)),
-    }
+    return FrozenPoint(
+        number=point.number,
+        name=point.name,
+        overrides=tuple(point.config.sweep.overrides),
+        identity=configuration.identity(point.config),
+        gpus=point.need.gpus,
+        cores=point.need.cores,
+        refused=point.refused,
+        config=redact(dataclasses.asdict(point.config)),
+    )

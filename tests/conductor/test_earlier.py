@@ -23,6 +23,9 @@ from tests.conftest import ROOT, cli
 
 EARLIER = ROOT / "tests" / "conductor" / "earlier"
 BATCH = ["data.train_size=32", "grpo.generation_batch_size=16", "grpo.per_device_train_batch_size=8", "tracker=none"]
+LATER = [f"~rewards.accuracy.{key}" for key in ("simplified", "relative_tolerance", "step_timeout_s")]
+"""Settings of a reward that 0.1.0 did not have: with them a run is another one."""
+BATCH += LATER
 ASKED = [*BATCH, "grpo.max_steps=4", "grpo.save_steps=2", "eval.problems=4"]
 SWEPT = [*BATCH, "grpo.max_steps=2", "eval.enabled=false", "rewards=[accuracy]", "vllm=off,colocate", "vllm.tp=1,64"]
 BENCHED = ["vllm=off", "model=tiny", "tracker=none", "bench.prompts=2", "bench.num_generations=2", "bench.warmup=1"]

@@ -251,6 +251,13 @@ def test_a_damaged_result_is_left_out(text: str, tmp_path: Path) -> None:
     assert len(made.runs) == 1
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"points": 3}', '{"command": 3, "points": []}', '{"points": [{}]}'])
+def test_a_damaged_sweep_is_reported_by_its_runs(text: str, tmp_path: Path) -> None:
+    make(tmp_path / "whole", metrics={"step_time_s": timing(1.0)})
+    (tmp_path / "sweep.json").write_text(text)
+    assert len(contents.make([tmp_path]).runs) == 1
+
+
 def test_numbers_that_are_none_are_not_shown(tmp_path: Path) -> None:
     """Python's JSON writes NaN; a hand or another tool may have put anything into a field."""
     metrics = {"step_time_s": {"median": float("nan"), "ci95": None, "n": 2}, "mfu": {"median": "fast"}}

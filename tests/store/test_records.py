@@ -77,6 +77,7 @@ def test_an_update_changes_the_fields_it_names(tmp_path: Path) -> None:
         (Result, {"status": "failed", "failure": {**FAILURE, "hint": ""}}, "unknown field 'failure.hint'"),
         (Env, {"gpus": [], "rocm": "6"}, "unknown field 'rocm'"),
         (Outcome, {"failure": "oom"}, "failure is not an object"),
+        (Env, {"gpus": "H200"}, "gpus is not a list"),
         (Result, {"kind": "train"}, "no field 'status', made by an older version; resume=false starts over"),
         (Result, [], "its content is not an object"),
     ],

@@ -114,9 +114,9 @@ def test_frozen_to_a_file_without_secrets(loader: ConfigLoader, tmp_path: Path) 
     jobs = [["seed=1", "vllm.env.HF_TOKEN=hf_secret"], ["seed=2", "vllm.env.HF_TOKEN=hf_secret"]]
     frozen_points = frozen(loader, tmp_path, FOUR, *jobs, fixed=["vllm.env.HF_TOKEN=hf_secret"])
     write(frozen_points, Sweep(tmp_path), "python -m grpo_lab.train --multirun seed=1,2")
-    rows = points.frozen(Sweep(tmp_path))
-    assert [(row["name"], row["overrides"]) for row in rows] == [("seed=1", ["seed=1"]), ("seed=2", ["seed=2"])]
-    assert rows[1]["config"]["seed"] == 2
+    first, second = points.frozen(Sweep(tmp_path)).points
+    assert [first.name, first.overrides, second.name] == ["seed=1", ("seed=1",), "seed=2"]
+    assert second.config["seed"] == 2
     assert "hf_secret" not in (tmp_path / "sweep.json").read_text()
     config = frozen_points[0].config
     assert config is not None
