@@ -32,14 +32,14 @@ class Estimate:
             return ""
         return f"range of {self.n}" if self.ranged else f"n={self.n} {self.of}".strip()
 
-    def text(self) -> tuple[str, str]:
-        """Value and interval for a reader, the interval empty where there is none."""
-        places = decimals(self.value)
+    def text(self, sign: str = "") -> tuple[str, str]:
+        """Value and interval for a reader, the interval empty where there is none. `sign`: `+` shows it always."""
+        style = f"{sign},.{decimals(self.value)}f"
         if self.low is None and self.value.is_integer():
-            return f"{self.value:,.0f}", ""
+            return f"{self.value:{sign},.0f}", ""
         if self.low is None or self.high is None:
-            return f"{self.value:,.{places}f}", ""
-        return f"{self.value:,.{places}f}", f"{self.low:,.{places}f} to {self.high:,.{places}f}"
+            return f"{self.value:{style}}", ""
+        return f"{self.value:{style}}", f"{self.low:{style}} to {self.high:{style}}"
 
 
 def decimals(value: float) -> int:

@@ -54,6 +54,8 @@ class Measure:
     """Whether table.csv has it."""
     card: str = ""
     """Its name on the model card. Empty: the card leaves it out."""
+    terminal: str = ""
+    """Its name in what the terminal shows at the end of a run. Empty: not there."""
 
     @property
     def heading(self) -> str:
@@ -81,7 +83,8 @@ class Measure:
 _TOKENS = "completion tokens over the time of generation (of a bench: of a round)"
 _PER_GPU = Measure("generated_tokens_per_s_per_gpu", "generated per GPU", "tokens/s", "higher",
                    f"{_TOKENS} and over the GPUs that generate", objective=True)
-_GENERATED = Measure("generated_tokens_per_s", "generated", "tokens/s", "higher", _TOKENS, objective=True)
+_GENERATED = Measure("generated_tokens_per_s", "generated", "tokens/s", "higher", _TOKENS, objective=True,
+                     terminal="generation")
 _TRAIN = (
     Measure("accuracy_before", "pass@1 before", "", None, "held-out pass@1 before training, 0 to 1: one completion a"
             " problem at the training temperature, n problems, Wilson's interval",
@@ -94,7 +97,7 @@ _TRAIN = (
             column="reward", form=forms.LAST_TENTH, warmup=True, objective=True,
             card="mean reward of the last tenth of the steps"),
     Measure("step_time_s", "step", "s", "lower", "wall time from the end of a step to the end of the next, logging and"
-            " checkpoints left out", objective=True, headline=1, card="seconds a step, median"),
+            " checkpoints left out", objective=True, headline=1, card="seconds a step, median", terminal="step time"),
     Measure("steps_per_s", "steps", "1/s", "higher", inverse_of="step_time_s", shown=False),
     Measure("tokens_per_s_per_gpu", "whole step per GPU", "tokens/s", "higher", "completion tokens over the whole step"
             " and over all GPUs of the run: what compares layouts", objective=True, headline=2,
@@ -123,15 +126,15 @@ _TRAIN = (
 )
 _P99 = "median over rounds of a round's 99th percentile"
 _BENCH = (
-    dataclasses.replace(_PER_GPU, headline=1),
+    dataclasses.replace(_PER_GPU, headline=1, terminal="per GPU"),
     _GENERATED,
     Measure("requests_per_s", "requests", "1/s", "higher", "prompts a second, each with its n completions",
             objective=True),
     Measure("ttft_s", "first token", "s", "lower", "from a request to the first token of each of its completions,"
-            " waiting in the queue included: median over rounds of a round's median", objective=True),
+            " waiting in the queue included: median over rounds of a round's median", objective=True, terminal="TTFT"),
     Measure("ttft_s_p99", "first token, p99", "s", None, _P99, "ttft_s.p99", "ttft_s_p99", forms.PLAIN_MEDIAN),
     Measure("itl_s", "between tokens", "s", "lower", "between two tokens of a completion as they arrive; tokens of one"
-            " message share their gap", objective=True),
+            " message share their gap", objective=True, terminal="ITL"),
     Measure("itl_s_p99", "between tokens, p99", "s", None, _P99, "itl_s.p99", "itl_s_p99", forms.PLAIN_MEDIAN),
     Measure("kv_cache_tokens", "KV cache", "tokens", None, "room of all engines together", form=forms.NUMBER),
     Measure("preemptions", "preemptions", "", None, "requests that lost their KV cache and were computed again",
@@ -175,6 +178,10 @@ def objectives() -> dict[str, Measure]:
 def minimized() -> list[str]:
     """The objectives of which less is better."""
     return [name for name, measure in objectives().items() if measure.better == "lower"]
+
+
+def on_terminal(kind: str) -> list[Measure]:
+    return [measure for measure in MEASURES[kind] if measure.terminal]
 
 
 def headlines(kind: str = "train") -> list[Measure]:
