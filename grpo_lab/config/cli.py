@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -91,7 +92,9 @@ def refuse(message: str) -> int:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """A refusal or a failed run in this block ends the process by SystemExit, which Hydra lets through without a word
-    of its own."""
+    of its own. Paths are those of the directory that the command was started in, whatever hydra.job.chdir is."""
+    if HydraConfig.initialized():
+        os.chdir(HydraConfig.get().runtime.cwd)
     try:
         yield
     except (RequestError, OmegaConfBaseException) as error:

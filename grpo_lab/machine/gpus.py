@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from grpo_lab.config import upstream
 from grpo_lab.config.errors import RequestError
-from grpo_lab.machine import cards, driver, visible
+from grpo_lab.machine import cards, driver, surroundings, visible
 from grpo_lab.machine.cores import usable
 from grpo_lab.machine.nodes import Host
 
@@ -65,11 +65,12 @@ class Machine:
 
 
 def read_machine(asked: object = "auto") -> Machine:
-    """`asked`: the request's `gpus`; for 0 the driver is not asked.
+    """`asked`: the request's `gpus`; for 0 the driver is not asked. Sets the process's surroundings right before.
 
     Raises:
-        RequestError: if the driver does not answer, or one of the GPUs cannot be used.
+        RequestError: if the driver does not answer, one of the GPUs cannot be used, or torchrun started this process.
     """
+    notes = surroundings.settle()
     cores, seen = len(usable()), len(os.sched_getaffinity(0))
     gpus, note = ((), "") if asked == 0 else _gpus(os.environ.get(visible.VISIBLE))
     return Machine(
@@ -78,7 +79,7 @@ def read_machine(asked: object = "auto") -> Machine:
         limited=cores < seen,
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         versions={name: found for name in PACKAGES if (found := upstream.version(name)) is not None},
-        notes=(note,) if note else (),
+        notes=(*notes, *([note] if note else ())),
     )
 
 

@@ -30,10 +30,10 @@ KILL_PATIENCE_S = 30.0
 class Child:
     """A command with its whole process tree, which ends when we do, however we end.
 
-    `env` is laid over our own environment. The output is appended to `log`; the terminal's Ctrl-C does not reach the
-    tree. When the command ends, what it left running is ended too: SIGTERM, `grace_s`, SIGKILL. If we die, the tree is
-    gone within `min(grace_s, 10)` seconds and a few. `scratch`, a folder made here unless given, belongs to the tree
-    (vLLM's sockets go there) and is removed with it.
+    `env` is laid over our own environment; hosts in its NO_PROXY are added to ours. The output is appended to `log`;
+    the terminal's Ctrl-C does not reach the tree. When the command ends, what it left running is ended too: SIGTERM,
+    `grace_s`, SIGKILL. If we die, the tree is gone within `min(grace_s, 10)` seconds and a few. `scratch`, a folder
+    made here unless given, belongs to the tree (vLLM's sockets go there) and is removed with it.
 
     Not for use from several threads at once. Raises OSError if the command cannot be started.
     """
@@ -58,7 +58,8 @@ class Child:
         self._exit: int | None = None
         self._heard = b""
         try:
-            self._start({**os.environ, "VLLM_RPC_BASE_PATH": str(self.scratch), **env, TREE: self.tree}, cwd)
+            own = {"VLLM_RPC_BASE_PATH": str(self.scratch), **env, **no_proxy(env), TREE: self.tree}
+            self._start({**os.environ, **own}, cwd)
         except OSError:
             shutil.rmtree(self.scratch, ignore_errors=True)
             raise
@@ -156,6 +157,15 @@ class Child:
             shutil.rmtree(self.scratch, ignore_errors=True)
         if self._exit is None:
             self._exit = self._warden.returncode
+
+
+def no_proxy(env: Mapping[str, str]) -> dict[str, str]:
+    """Both spellings of the variable, with the hosts of both environments; nothing if `env` has none."""
+    names = ("NO_PROXY", "no_proxy")
+    if not any(name in env for name in names):
+        return {}
+    hosts = [host.strip() for part in (os.environ, env) for name in names for host in part.get(name, "").split(",")]
+    return dict.fromkeys(names, ",".join(dict.fromkeys(host for host in hosts if host)))
 
 
 def make_scratch() -> Path:

@@ -6,6 +6,7 @@ Other modules ask the mode and never compare its name (tests/planner/test_modes.
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.schema import Config
@@ -162,7 +163,9 @@ class Server(Mode):
 
     def trainer_env(self, config: Config, roles: Roles, host: Host, ports: Ports, cores: int) -> dict[str, str]:
         # TRL's HTTP session would take a proxy to the server, and its NCCL group the first address of the host.
-        direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", *(server.address for server in roles.server)]))
+        theirs = urlsplit(config.vllm.url).hostname if config.vllm.url else None
+        hosts = ["127.0.0.1", "localhost", *(server.address for server in roles.server), *([theirs] if theirs else ())]
+        direct = ",".join(dict.fromkeys(hosts))
         own_address = {"VLLM_HOST_IP": host.address} if roles.server else {}
         return {"NO_PROXY": direct, "no_proxy": direct, **own_address}
 
