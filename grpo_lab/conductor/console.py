@@ -28,6 +28,8 @@ PLAIN_EVERY_S = 10.0
 RECENT = 20
 """Steps that the time left is reckoned from."""
 BAR = 40
+SAMPLE = 200
+"""Characters of a completion that a warning shows."""
 
 
 def banner(console: Console, config: Config, plan: Plan, machine: Machine, folder: Path) -> None:
@@ -160,7 +162,7 @@ def summary(console: Console, run: Run, result: Result, look: str | None) -> Non
         say.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
         say += _bars(metrics["time_s"])
         say.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
-    say += [f"  warning          {sign['message']}" for sign in (result.warnings or {}).values()]
+    say += [line for sign in (result.warnings or {}).values() for line in _warning(sign)]
     say.append(f"  files            {run.folder}")
     if run.reward_curve.is_file():
         say.append(f"  picture          {run.reward_curve}")
@@ -196,6 +198,15 @@ def _rate(timing: Any) -> str:
 def _spread(timing: Any, style: str) -> str:
     spread = stats.spread(timing)
     return f" ({spread[0]} {spread[1][0]:{style}} to {spread[1][1]:{style}})" if spread else ""
+
+
+def _warning(sign: Mapping[str, Any]) -> list[str]:
+    """What a sign says, and the start of the completion that shows it."""
+    lines = [f"  warning          {escape(sign['message'])}"]
+    if sample := sign.get("sample"):
+        shown = sample if len(sample) <= SAMPLE else f"{sample[:SAMPLE]}..."
+        lines.append(f"    for example    {escape(repr(shown))}")
+    return lines
 
 
 def _bars(times: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from grpo_lab.machine.disk import writing
 from grpo_lab.store.folder import Run
@@ -28,3 +29,28 @@ def gather(run: Run) -> None:
             draft.replace(run.completions)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Completion:
+    prompt: str
+    """All that the policy was given, messages one after the other."""
+    text: str
+
+
+def of_steps(run: Run, first: int, last: int) -> list[Completion]:
+    """What was sampled from one step to another, both included; nothing where that is not recorded or damaged."""
+    from pyarrow import ArrowException, parquet
+
+    if not run.completions.is_file():
+        return []
+    asked = {"columns": ["prompt", "completion"], "filters": [("step", ">=", first), ("step", "<=", last)]}
+    try:
+        rows = parquet.read_table(run.completions, **asked).to_pylist()
+    except ArrowException:
+        return []
+    return [Completion(_text(row["prompt"]), _text(row["completion"])) for row in rows]
+
+
+def _text(messages: str | list[dict[str, str]]) -> str:
+    return messages if isinstance(messages, str) else "\n".join(str(one["content"]) for one in messages)

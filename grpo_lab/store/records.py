@@ -96,8 +96,8 @@ class Result:
     data: Mapping[str, Mapping[str, int]] | None = field(default=None, metadata=LEFT_OUT)
     """`train` and `test`, each with its `rows`, and `too_long`: rows that `data.max_prompt_tokens` dropped."""
     warnings: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
-    """[Signs](faults.md#numbers) that it learned nothing or computed no numbers: `steps` that show one, `of` how many,
-    `count`, `message`."""
+    """[Signs](faults.md#numbers) that it learned nothing, or to please its rewards, or computed no numbers: each with a
+    `message`; `steps` that show it, `of` how many, and `count`, where they can be counted; a completion as `sample`."""
     accuracy_rule: str | None = field(default=None, metadata=LEFT_OUT)
     """The reward, with its parameters, by which held-out answers were right: the run's own one for accuracy."""
     metrics: Mapping[str, Any] = field(default_factory=dict)

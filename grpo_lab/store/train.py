@@ -49,7 +49,7 @@ def build(run: Run, config: Config, plan: Plan, *, failure: Failure | None, serv
         warmup_steps=config.warmup_steps,
         data=outcome.data,
         accuracy_rule=rule_text(config.rewards),
-        warnings=health.warnings(rows),
+        warnings=health.examine(run),
         metrics=measures.content("train", timed, rows, computed),
     )
 
