@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes, run_app
 from grpo_lab.config.compose import CONF
+from grpo_lab.config.jobs import FORMATS
 from grpo_lab.predictor import answers
 
 configuration.register()
@@ -47,7 +48,7 @@ def main() -> None:
     if sys.argv[1:2] in (["calibrate"], ["compare"]):
         measured(sys.argv[1], sys.argv[2:])
         sys.exit(0)
-    flags = {f"--{name}": f"plan.format={name}" for name in answers.FORMATS}
+    flags = {f"--{name}": f"plan.format={name}" for name in FORMATS}
     sys.argv[1:] = [flags.get(argument, argument) for argument in sys.argv[1:]]
     sys.exit(run_app(app))
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from grpo_lab.config.limits import bounded, choice
+
+FORMATS = ("table", "json", "csv")
+
 
 @dataclass
 class EvaluateConfig:
@@ -16,13 +20,13 @@ class EvaluateConfig:
     """The k of each pass@k to report."""
     samples: int | None = None
     """Completions a problem. Null: the largest k."""
-    problems: int = 0
+    problems: int = bounded(0, 0)
     """The first so many held-out problems; 0 takes all."""
-    temperature: float | None = None
+    temperature: float | None = bounded(None, 0, 1e6)
     """Null: the training temperature. 0 is greedy."""
-    batch_size: int | None = None
+    batch_size: int | None = bounded(None, 1)
     """Completions at a time, and what a killed evaluation loses at most. Null: 64, with vLLM 4096."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**32 - 1)
     """Of the sampling."""
 
 
@@ -39,9 +43,9 @@ class BenchConfig:
     """Tokens of a completion, likewise; those of one prompt have one length."""
     concurrency: int | None = None
     """Requests in flight. Null: all at once."""
-    warmup: int = 1
+    warmup: int = bounded(1, 0)
     """First rounds of each load that are left out."""
-    repeats: int = 3
+    repeats: int = bounded(3, 1)
     """Rounds of each load that are measured."""
     timed_every: int | None = None
     """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
@@ -64,7 +68,7 @@ class PublishConfig:
 class PredictionConfig:
     """What `python -m grpo_lab.plan` assumes and shows; no part of a run."""
 
-    format: str = "table"
+    format: str = choice("table", *FORMATS)
     """table, json or csv."""
     top: int = 12
     """Layouts that the table shows; json and csv have all."""

@@ -13,9 +13,11 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import LOCAL
-from grpo_lab.planner.checks.ranges import check_ranges
-from grpo_lab.planner.checks.request import check_names, check_shape, check_upstream, check_vllm, unchecked
+from grpo_lab.planner.checks.abilities import check_vllm
+from grpo_lab.planner.checks.request import check_request
 from grpo_lab.planner.checks.secrets import check_secrets
+from grpo_lab.planner.checks.shapes import check_shape, unchecked
+from grpo_lab.planner.checks.upstream import check_upstream
 from grpo_lab.planner.commands import engine_options, prepare_of, server_of, trainer_of, weight_transfer
 from grpo_lab.planner.layout import allowed_gpus
 from grpo_lab.planner.loads import Load, loads_of
@@ -93,11 +95,10 @@ class BenchPlan:
 
 def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -> BenchPlan:
     """Raises RequestError for what cannot work."""
+    check_request(config)
     loads = loads_of(config.bench)
-    check_ranges(config)
     check_secrets(config)
     config = _generating(config)
-    check_names(config)
     check_upstream(config, machine)
     gpus = allowed_gpus(config, machine)
     check_vllm(config, machine, on_gpu=bool(gpus))

@@ -18,9 +18,11 @@ from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.visible import environment
-from grpo_lab.planner.checks.ranges import check_ranges
-from grpo_lab.planner.checks.request import check_names, check_shape, check_upstream, check_vllm
+from grpo_lab.planner.checks.abilities import check_vllm
+from grpo_lab.planner.checks.request import check_request
 from grpo_lab.planner.checks.secrets import check_secrets
+from grpo_lab.planner.checks.shapes import check_shape
+from grpo_lab.planner.checks.upstream import check_upstream
 from grpo_lab.planner.commands import RUN_VARIABLE, engine_options, few_cores, prepare_of
 from grpo_lab.planner.layout import allowed_gpus, one_slice_each
 from grpo_lab.planner.modes import COLOCATE, OFF, SERVER, mode
@@ -69,7 +71,7 @@ class EvaluationPlan:
 
 def make_plan(request: Request, machine: Machine) -> EvaluationPlan:
     """Raises RequestError for what cannot work."""
-    check_ranges(request.config)
+    check_request(request.config)
     check_secrets(request.config)
     _check_engines(request.config.vllm.dp)
     asked = request.config.evaluate
@@ -163,7 +165,6 @@ def _with_vllm(config: Config, **changes: Any) -> Config:
 
 
 def _checked(config: Config, machine: Machine, *, on_gpu: bool) -> Config:
-    check_names(config)
     check_upstream(config, machine)
     check_vllm(config, machine, on_gpu=on_gpu)
     check_shape(config, policy.shape(config.model), on_gpu=on_gpu)

@@ -53,8 +53,6 @@ def one_slice_each(ids: tuple[str, ...]) -> tuple[str, ...]:
 
 def hosts_of(config: Config, machine: Machine) -> tuple[Host, ...]:
     """The hosts that the run spans, the conductor's first; placeholders where they are not known yet."""
-    if config.nodes < 1:
-        raise RequestError(f"nodes={config.nodes}: must be at least 1")
     if config.nodes == 1:
         if config.hosts:
             raise RequestError(f"hosts={config.hosts}: nodes=1 takes this machine alone; nodes={len(config.hosts)}")
@@ -67,8 +65,6 @@ def hosts_of(config: Config, machine: Machine) -> tuple[Host, ...]:
 
 
 def roles(config: Config, gpus: tuple[str, ...], hosts: tuple[Host, ...], *, cores: int) -> Roles:
-    if config.trainer_gpus is not None and config.trainer_gpus < 1:
-        raise RequestError(f"trainer_gpus={config.trainer_gpus}: must be at least 1")
     if mode(config.vllm.mode).colocated and config.trainer_gpus not in (None, config.vllm.tp * config.vllm.dp):
         raise RequestError(
             f"trainer_gpus={config.trainer_gpus}: colocate has tp * dp = {config.vllm.tp * config.vllm.dp} processes,"
@@ -155,11 +151,8 @@ def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1, togethe
     part."""
     completions, generations = int(grpo["generation_batch_size"]), int(grpo["num_generations"])
     limit = int(grpo["per_device_train_batch_size"])
-    if generations < 2:
-        raise RequestError(f"grpo.num_generations={generations}: GRPO compares completions of one prompt, at least 2")
-    if completions < 1 or limit < together:
-        least = f"grpo.per_device_train_batch_size must be at least {together}"
-        raise RequestError(f"grpo.generation_batch_size and {least}")
+    if limit < together:
+        raise RequestError(f"grpo.per_device_train_batch_size={limit}: must be at least {together}")
     share = (f"{processes} processes{f' x {together}' if together > 1 else ''}", processes * together)
     for what, by in ((f"grpo.num_generations={generations}", generations), share):
         if completions % by:

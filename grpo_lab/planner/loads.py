@@ -73,9 +73,6 @@ KEYS = ("prompts", "num_generations", "prompt_len", "completion_len", "concurren
 
 def loads_of(bench: BenchConfig) -> tuple[Load, ...]:
     """In the order in which they were written. Raises RequestError for a value that makes no sense."""
-    for key, value, least in (("warmup", bench.warmup, 0), ("repeats", bench.repeats, 1)):
-        if value < least:
-            raise RequestError(f"bench.{key}={value}: must be at least {least}")
     usual = {key: getattr(bench, key) for key in KEYS}
     if not bench.loads:
         return (_load("bench", DEFAULT, usual),)

@@ -17,17 +17,12 @@ from grpo_lab.config import model as policy
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.algorithms import algorithm
-from grpo_lab.planner.checks.combinations import check_combinations, check_quantized, combination_notes
-from grpo_lab.planner.checks.ranges import check_ranges
-from grpo_lab.planner.checks.request import (
-    check_names,
-    check_shape,
-    check_sharding,
-    check_upstream,
-    check_vllm,
-    unchecked,
-)
+from grpo_lab.planner.checks.abilities import check_quantized, check_sharding, check_vllm
+from grpo_lab.planner.checks.combinations import check_combinations, combination_notes
+from grpo_lab.planner.checks.request import check_request
 from grpo_lab.planner.checks.secrets import check_secrets
+from grpo_lab.planner.checks.shapes import check_shape, unchecked
+from grpo_lab.planner.checks.upstream import check_upstream
 from grpo_lab.planner.commands import (
     RUN_VARIABLE,
     engine_options,
@@ -123,9 +118,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
     Raises:
         RequestError: for what cannot work, naming the value and the way out.
     """
-    check_names(config)
+    check_request(config)
     check_upstream(config, machine)
-    check_ranges(config)
     check_secrets(config)
     gpus = allowed_gpus(config, machine)
     trainer = algorithm(config.algorithm.kind)

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.limits import check_limits
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.clusters import cluster
 from grpo_lab.machine.gpus import read_machine
 from grpo_lab.predictor import calibration, table
 from grpo_lab.predictor.candidates import judged
 
-FORMATS = ("table", "json", "csv")
-
 
 def layouts(config: Config) -> str:
     """Every layout of a run, in `plan.format`. Raises RequestError where nothing is predicted."""
     asked = config.plan
-    if asked.format not in FORMATS:
-        raise RequestError(f"plan.format={asked.format}: {nearest(asked.format, FORMATS)}")
+    check_limits(asked, "plan")
     known = calibration.load(Path(asked.calibration) if asked.calibration else None)
     here = read_machine(config.gpus if config.hardware == "auto" else 0)
     hardware = cluster(config.hardware, here, nodes=config.nodes)

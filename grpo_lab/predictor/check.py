@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.cards import Card, card_of
 from grpo_lab.machine.gpus import Machine
@@ -17,8 +17,6 @@ from grpo_lab.predictor.parts import Layout
 from grpo_lab.predictor.verdict import FITS, GIB, NO
 from grpo_lab.predictor.workload import workload
 
-CHOICES = ("refuse", "warn", "off")
-
 
 def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
     """Warnings for the user. Silent on a machine without GPUs, and about a model whose shape is not known.
@@ -26,7 +24,6 @@ def check(config: Config, plan: Plan, machine: Machine) -> tuple[str, ...]:
     Raises:
         RequestError: for what is certain not to fit, unless `fit=warn`.
     """
-    _known(config.fit)
     return _judged(config, Layout.of(config, plan), machine) if plan.gpus else ()
 
 
@@ -44,7 +41,6 @@ def advice(config: Config, plan: Plan, machine: Machine) -> str:
 
 def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
     """As `check`, of engines alone, without a trainer beside them."""
-    _known(config.fit)
     return _judged(*_alone(config, plan), machine) if _on_gpus(plan) else ()
 
 
@@ -89,11 +85,6 @@ def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]
     if found.kind == NO and config.fit == "refuse":
         raise RequestError(f"{found.reason} (predicted; fit=warn starts it all the same)")
     return (f"{'will not fit' if found.kind == NO else 'may not fit'}: {found.reason}",)
-
-
-def _known(choice: str) -> None:
-    if choice not in CHOICES:
-        raise RequestError(f"fit={choice}: {nearest(choice, CHOICES)}")
 
 
 def smallest(machine: Machine) -> Card:

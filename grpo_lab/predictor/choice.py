@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.limits import check_limits
 from grpo_lab.config.schema import Config, DistributedConfig, LayoutConfig
 from grpo_lab.machine.clusters import cluster
 from grpo_lab.machine.gpus import Machine
@@ -21,7 +22,6 @@ from grpo_lab.predictor.candidates import Judged, judged
 from grpo_lab.predictor.parts import Layout
 from grpo_lab.store.folder import TRIALS, Run
 
-CHOICES = ("manual", "auto")
 STEPS = 3
 """Timed steps of one trial, after the warm-up."""
 OBJECTIVE = "samples_per_s"
@@ -39,10 +39,7 @@ def settled(config: Config, machine: Machine, *, say: Say, trial: Trial | None =
         RequestError: where no layout fits or runs, or none can be predicted.
     """
     asked = config.layout
-    if asked.choose not in CHOICES:
-        raise RequestError(f"layout.choose={asked.choose}: {nearest(asked.choose, CHOICES)}")
-    if asked.measure < 0:
-        raise RequestError(f"layout.measure={asked.measure}: must not be negative; 0 trusts the prediction")
+    check_limits(asked, "layout")
     if asked.choose == "manual":
         return config
     found = _predicted(config, machine) if allowed_gpus(config, machine) else _on_cpu(config, machine)

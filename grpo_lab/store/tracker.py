@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.errors import RequestError
+from grpo_lab.config.limits import check_limits
 from grpo_lab.config.redaction import redact
 
-KINDS = ("wandb", "trackio", "none")
-MODES = ("offline", "online", "disabled")
 _TRACKIO_REMOTES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 TAG_CHARS = 64
@@ -52,9 +51,7 @@ class Tracker(Protocol):
 
 def check(settings: TrackerSettings) -> None:
     """Refuse what cannot work, without importing the tracker. Raises RequestError."""
-    for key, value, valid in (("kind", settings.kind, KINDS), ("mode", settings.mode, MODES)):
-        if value not in valid:
-            raise RequestError(f"tracker.{key}={value}: {nearest(str(value), valid)}")
+    check_limits(settings, "tracker")
     if settings.kind == "none" or settings.mode == "disabled":
         return
     if importlib.util.find_spec(settings.kind) is None:

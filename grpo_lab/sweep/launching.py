@@ -15,6 +15,7 @@ from rich.console import Console
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import PointFailed, RequestError
+from grpo_lab.config.limits import check_limits
 from grpo_lab.config.naming import fixed_overrides
 from grpo_lab.config.redaction import redact_command
 from grpo_lab.config.schema import Config, LauncherConfig, SweepConfig
@@ -94,8 +95,7 @@ def check_direction(direction: str, objective: str) -> None:
 
 def check(frozen: Sequence[Point], asked: SweepConfig, *, searching: bool = False) -> None:
     """Raises RequestError where there is nothing to do but to refuse; a search goes on to other points."""
-    if asked.retry not in (None, "failed"):
-        raise RequestError(f"sweep.retry={asked.retry}: the only choice is failed")
+    check_limits(asked, "sweep")
     if not searching and all(point.refused for point in frozen):
         raise RequestError("\n".join(dict.fromkeys(str(point.refused) for point in frozen)))
 

@@ -21,8 +21,7 @@ from grpo_lab.config import model as policy
 from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.model import ASSETS, Shape
-from grpo_lab.config.schema import Config, ModelConfig, VllmConfig
-from grpo_lab.planner.checks.request import ATTENTION, KERNEL
+from grpo_lab.config.schema import ATTENTION, KERNEL, Config, ModelConfig, VllmConfig
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store.folder import Run
 from grpo_lab.worker.random_weights import make

@@ -7,7 +7,6 @@ from typing import Any
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, EvalConfig
-from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.modes import mode
 
 
@@ -16,16 +15,6 @@ def check_combinations(config: Config) -> None:
     for wrong, reason in (*_adapter(config), *_options(config.grpo), *_generation(config), *_evaluation(config.eval)):
         if wrong:
             raise RequestError(reason)
-
-
-def check_quantized(config: Config, machine: Machine, *, on_gpu: bool) -> None:
-    """What a base model in four bits needs. Raises RequestError."""
-    if config.peft.kind != "qlora":
-        return
-    if not on_gpu:
-        raise RequestError("peft=qlora: bitsandbytes' 4-bit weights need CUDA GPUs; peft=lora")
-    if "bitsandbytes" not in machine.versions:
-        raise RequestError("peft=qlora: bitsandbytes is not installed; pip install bitsandbytes, or peft=lora")
 
 
 def _adapter(config: Config) -> Iterator[tuple[bool, str]]:
@@ -89,7 +78,6 @@ def _generation(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
-    yield asked.every < 0, f"eval.every={asked.every}: a number of steps, or 0 for before and after only"
     yield (
         bool(asked.every) and not asked.enabled,
         f"eval.every={asked.every}: eval.enabled=false switches every evaluation off; leave one of them out",
