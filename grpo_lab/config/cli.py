@@ -1,4 +1,4 @@
-"""Hydra's command line with our manners: a wrong request is one to three lines and exit code 2, never a traceback."""
+"""Hydra's command line, where a wrong request ends with one to three lines and exit code 2, never with a traceback."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ _READERS = ("hydra", "omegaconf", "antlr4", "yaml")
 
 
 def _of_hydra(error: BaseException) -> bool:
-    """Whether it comes from reading the request: raised by the readers, and called by no code of ours but this module
-    and the two that hand over to them."""
+    """Whether the readers of the request raised the error, called by this module or one of the two that hand over to
+    them, and by no other code of ours."""
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name for name in names if name == "__main__" or name.startswith("grpo_lab.")]
     reading = any(name.partition(".")[0] in _READERS for name in names[-4:])
@@ -74,25 +74,25 @@ _SLICE = re.compile(r"(.*\bdata\.(?:parts\.\w+\.)?(?:train|test)=)([^\"'\[]+\[[^
 
 
 def quoted(arguments: list[str]) -> list[str]:
-    """`data.train=train[:10%]` with the slice in quotes, as Hydra wants it; commas separate values of a sweep."""
+    """Put the slice of `data.train=train[:10%]` in quotes, as Hydra wants it; commas separate values of a sweep."""
 
-    def one(argument: str) -> str:
+    def quote(argument: str) -> str:
         match = _SLICE.fullmatch(argument)
         return match[1] + ",".join(f'"{part}"' for part in match[2].split(",")) if match else argument
 
-    return [one(argument) for argument in arguments]
+    return [quote(argument) for argument in arguments]
 
 
 def refuse(message: str) -> int:
-    """Print a refusal; the exit code that goes with it."""
+    """Print a refusal and return its exit code."""
     print(f"error: {message}", file=sys.stderr)
     return 2
 
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """A refusal or a failed run in this block ends the process by SystemExit, which Hydra lets through without a word
-    of its own. Paths are those of the directory that the command was started in, whatever hydra.job.chdir is."""
+    """End the process by SystemExit, which Hydra passes on silently, at a refusal or a failed run in this block. Paths
+    are relative to the directory in which the command was started, whatever hydra.job.chdir is."""
     if HydraConfig.initialized():
         os.chdir(HydraConfig.get().runtime.cwd)
     try:
@@ -104,7 +104,7 @@ def exit_codes() -> Iterator[None]:
 
 
 LINES, WIDTH = 3, 1000
-"""A refusal is no longer: values can be of any length and hold line breaks."""
+"""Longest refusal: values can be of any length and hold line breaks."""
 
 
 def explain(error: BaseException) -> str:
@@ -127,23 +127,23 @@ def _explained(error: BaseException) -> str:
         if isinstance(link, MissingMandatoryValue):
             return f"{link.full_key}: a value is needed"
         if isinstance(link, OmegaConfBaseException) and link.full_key:
-            said = next(iter(str(link).splitlines()), type(link).__name__)
-            return f"{link.full_key}: {said.rpartition('raised while resolving interpolation: ')[2]}"
+            reason = next(iter(str(link).splitlines()), type(link).__name__)
+            return f"{link.full_key}: {reason.rpartition('raised while resolving interpolation: ')[2]}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}; an override is key=value"
     if isinstance(error, RequestError):
         return str(error)
-    said = next((text for link in chain if (text := str(link).strip())), "")
-    return "\n".join(said.splitlines()[:LINES])
+    reason = next((text for link in chain if (text := str(link).strip())), "")
+    return "\n".join(reason.splitlines()[:LINES])
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what it came from. OmegaConf 2.3 makes a ring of it for a YAML key that is null."""
-    found, link = [error], error.__cause__
-    while link is not None and link not in found:
-        found.append(link)
+    """The error and its causes. OmegaConf 2.3 makes a ring of them for a YAML key that is null."""
+    chain, link = [error], error.__cause__
+    while link is not None and link not in chain:
+        chain.append(link)
         link = link.__cause__
-    return found
+    return chain
 
 
 def _unknown_choice(file: str) -> str:
@@ -153,7 +153,7 @@ def _unknown_choice(file: str) -> str:
 
 
 def _unknown_key(full_key: str) -> str:
-    """The nearest among the keys beside the missing one."""
+    """Name the nearest of the valid keys beside an unknown key."""
     parent, _, _ = full_key.rpartition(".")
     schema = OmegaConf.structured(Config)
     node = OmegaConf.select(schema, parent) if parent else schema

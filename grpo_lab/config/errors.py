@@ -1,4 +1,4 @@
-"""What a user sees instead of a traceback: a wrong request, shown as one to three lines, exit code 2."""
+"""Errors that a user sees as one to three lines instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class RequestError(ValueError):
-    """The request cannot be met. The message names the value and the way out."""
+    """The request cannot be met (exit code 2). The message names the value and the way out."""
 
 
 class PointFailed(RuntimeError):
-    """A point of a sweep did not finish; what there is to say has been said. Exit code 1."""
+    """A point of a sweep did not finish, which is already on the terminal. Exit code 1."""
 
 
 class RunFailed(RuntimeError):
-    """The run ended without finishing; what there is to say has been said. Carries the exit code."""
+    """The run did not finish, which is already on the terminal. Carries the exit code."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -23,8 +23,8 @@ class RunFailed(RuntimeError):
 
 
 def nearest(wrong: str, valid: Iterable[str], *, show: int = 8, ending: str = "") -> str:
-    """`did you mean 'x'?` where something is close, otherwise the valid ones (at most `show` of them). `ending`
-    follows the name that is close."""
+    """`did you mean 'x'?` for a close name, otherwise at most `show` of the valid names. `ending` follows the close
+    name."""
     names = sorted(valid)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     if close:

@@ -12,46 +12,47 @@ FORMATS = ("table", "json", "csv")
 
 @dataclass
 class EvaluateConfig:
-    """What `python -m grpo_lab.evaluate` does with a policy; no part of a training run."""
+    """`python -m grpo_lab.evaluate`: pass@k of a policy."""
 
     checkpoint: Any = "last"
-    """Of a run: `last`, `before` (the untrained model), or a step."""
+    """Checkpoint of a run: `last`, `before` (the untrained model), or a step."""
     k: list[int] = field(default_factory=lambda: [1])
     """The k of each pass@k to report."""
     samples: int | None = None
-    """Completions a problem. Null: the largest k."""
+    """Completions a problem. Default: the largest k."""
     problems: int = bounded(0, 0)
-    """The first so many held-out problems; 0 takes all."""
+    """Number of held-out problems, the first ones; 0 takes all."""
     temperature: float | None = bounded(None, 0, 1e6)
-    """Null: the training temperature. 0 is greedy."""
+    """Sampling temperature; 0 is greedy. Default: the training temperature."""
     batch_size: int | None = bounded(None, 1)
-    """Completions at a time, and what a killed evaluation loses at most. Null: 64, with vLLM 4096."""
+    """Completions at a time, and what a killed evaluation loses at most. Default: 64, with vLLM 4096."""
     seed: int = bounded(0, 0, 2**32 - 1)
-    """Of the sampling."""
+    """Seed of the sampling."""
 
 
 @dataclass
 class BenchConfig:
-    """What `python -m grpo_lab.bench` generates; no part of a training run."""
+    """`python -m grpo_lab.bench`: speed of generation."""
 
     prompts: int = 64
+    """Requests of a round, each with a prompt of its own."""
     num_generations: int = 8
     """Completions of each prompt, in one request."""
     prompt_len: Any = 512
-    """Tokens of a prompt: a number, or [low, high] for uniformly drawn ones."""
+    """Tokens of a prompt: a number, or [low, high] for uniformly drawn lengths."""
     completion_len: Any = 512
-    """Tokens of a completion, likewise; those of one prompt have one length."""
+    """Tokens of a completion, likewise; completions of a prompt have the same length."""
     concurrency: int | None = None
-    """Requests in flight. Null: all at once."""
+    """Requests in flight. Default: all at once."""
     warmup: int = bounded(1, 0)
     """First rounds of each load that are left out."""
     repeats: int = bounded(3, 1)
     """Rounds of each load that are measured."""
     timed_every: int | None = None
-    """Every how many requests one is streamed and its tokens timed, which costs speed. Null: 16, fewer of few."""
+    """Stream and time every Nth request; streaming slows the server. Default: 16, or less under 128 requests."""
     loads: dict[str, Any] = field(default_factory=dict)
-    """name -> those of the keys that differ, but warmup and repeats. All are measured after one start; empty:
-    one, `default`."""
+    """name -> keys of this section that differ, except warmup and repeats. One start measures all loads. Default: a
+    single load, `default`."""
 
 
 @dataclass
@@ -59,22 +60,23 @@ class PublishConfig:
     """The trained policy and its model card on the Hugging Face Hub, after a run that finished."""
 
     repo_id: str | None = None
-    """`owner/name`, made if it is not there; `name` alone is the token's owner's. Null: nothing is published."""
+    """`owner/name`, made if it does not exist; `name` alone belongs to the token's owner. Default: nothing is
+    published."""
     private: bool = True
-    """Of a repository that is made."""
+    """Make a new repository private."""
 
 
 @dataclass
 class PredictionConfig:
-    """What `python -m grpo_lab.plan` assumes and shows; no part of a run."""
+    """`python -m grpo_lab.plan`: assumptions of the prediction, and what it shows."""
 
     format: str = choice("table", *FORMATS)
-    """table, json or csv."""
+    """`table`, `json` or `csv`."""
     top: int = 12
     """Layouts that the table shows; json and csv have all."""
     generation: bool = False
-    """A server on all GPUs and no training, as `python -m grpo_lab.bench` runs it."""
+    """Predict a server on all GPUs without training, as `python -m grpo_lab.bench` runs it."""
     prompt_tokens: int | None = None
-    """Mean of the prompts. Null: data.max_prompt_tokens, else 256; prompts are not read for a prediction."""
+    """Mean length of the prompts, which are not read for a prediction. Default: data.max_prompt_tokens, else 256."""
     calibration: str | None = None
-    """A file that `python -m grpo_lab.plan calibrate` wrote. Null: the one that is shipped."""
+    """File that `python -m grpo_lab.plan calibrate` wrote. Default: the shipped calibration."""

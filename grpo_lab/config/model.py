@@ -20,7 +20,7 @@ RANDOM = 2
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What config.json calls the number of experts, by model type and version of transformers."""
 
-# conf/model/path.yaml names a model by the end of its path; without a path that is what the user is told about.
+# conf/model/path.yaml names a model by the end of its path; without a path the refusal names that.
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def architecture(model: ModelConfig) -> dict[str, Any]:
     folder = _folder(model)
     if folder is None:
         return dict(model.architecture)
-    found = _read_json(folder / "config.json")
-    given, actual = shape_of(model.architecture), shape_of(found)
+    content = _read_json(folder / "config.json")
+    given, actual = shape_of(model.architecture), shape_of(content)
     if given and actual:
         pairs = zip(asdict(given).items(), asdict(actual).values(), strict=True)
         for (key, here), there in pairs:
@@ -90,7 +90,7 @@ def architecture(model: ModelConfig) -> dict[str, Any]:
                     f"model.path={model.path} is no {model.name}: {key} is {there}, not {here};"
                     " model=path takes any checkpoint"
                 )
-    return found
+    return content
 
 
 def parameters(model: ModelConfig) -> int | None:
@@ -98,19 +98,19 @@ def parameters(model: ModelConfig) -> int | None:
     folder = _folder(model)
     if model.parameters is not None or folder is None:
         return model.parameters
-    found = shape(model)
-    return _count(folder, tied=found is not None and found.tied)
+    known = shape(model)
+    return _count(folder, tied=known is not None and known.tied)
 
 
 def active_parameters(model: ModelConfig) -> int | None:
     """Those that work on a token: all but the experts that it is not sent to. None where unknown."""
-    total, found = parameters(model), shape(model)
-    if total is None or found is None:
+    total, known = parameters(model), shape(model)
+    if total is None or known is None:
         return None
-    if found.experts and architecture(model).get("model_type") not in ("qwen3_moe", "mixtral"):
+    if known.experts and architecture(model).get("model_type") not in ("qwen3_moe", "mixtral"):
         return None  # other mixtures have layers or experts of several kinds
-    idle = found.experts - found.experts_per_token
-    return total - found.layers * idle * 3 * found.hidden * found.mlp
+    idle = known.experts - known.experts_per_token
+    return total - known.layers * idle * 3 * known.hidden * known.mlp
 
 
 def location(model: ModelConfig) -> str:
@@ -166,12 +166,12 @@ def _folder(model: ModelConfig) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
     except HFValidationError as error:
         raise RequestError(
             f"model.path={model.path}: neither a folder (with a config.json) nor a hub id, which is owner/name"
         ) from error
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _count(folder: Path, *, tied: bool) -> int | None:

@@ -18,7 +18,7 @@ def sweep_name(name: str | None, overrides: Sequence[str], axes: Collection[str]
     """Folder of a sweep: what the user called it, or else what is swept, and a hash of what is not.
 
     Values that are swept do not count: a sweep over more seeds is the same sweep, with more points. `axes`: keys that
-    an experiment sweeps by itself (`hydra.sweeper.params`); one value of such a key is the same sweep with fewer.
+    an experiment sweeps by itself (`hydra.sweeper.params`); a single value of such a key is the same sweep, smaller.
     """
     if name:
         return name
@@ -32,9 +32,9 @@ def sweep_name(name: str | None, overrides: Sequence[str], axes: Collection[str]
 
 
 def fixed_overrides(overrides: Sequence[str], axes: Collection[str] | None = None) -> set[str]:
-    """Those of a multirun's command line that are the same for every point, as Hydra's sweepers write them.
+    """Overrides of a multirun that are the same for every point, as Hydra's sweepers write them.
 
-    Not those of `axes`, keys that an experiment sweeps by itself: points are named after them whatever their values.
+    `axes` are left out, keys that an experiment sweeps by itself: points are named after them whatever their values.
     """
     parsed = [override for override in _parse(overrides) if override.key_or_group not in (axes or ())]
     return {plain(override) for override in parsed if not override.is_sweep_override()}

@@ -56,7 +56,7 @@ def redact_command(argv: Sequence[str]) -> str:
 
 
 def redact_argument(text: str) -> str:
-    """An override for the record; a whole dictionary of environment variables is hidden as one."""
+    """An override for the record; a dictionary of environment variables is hidden as a whole."""
     name, equals, value = text.partition("=")
     hidden = is_secret_name(name) or name.endswith("vllm.env")
     return f"{name}={REDACTED}" if equals and value and hidden else redact_text(text)

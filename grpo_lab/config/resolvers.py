@@ -1,7 +1,7 @@
-"""What a YAML file may compute from other keys: `${quotient:...}` and `${pick:...}`. Standard library only.
+"""Functions with which YAML computes a key from others: `${quotient:...}` and `${pick:...}`. Standard library only.
 
-An axis of a sweep sets one key; these derive the keys that follow from it. What they raise reaches the user through
-Hydra, with the key that could not be computed.
+An axis of a sweep sets one key; these functions derive the keys that follow from it. Hydra shows their errors to the
+user with the key that could not be computed.
 """
 
 from __future__ import annotations

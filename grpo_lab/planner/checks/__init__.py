@@ -1,1 +1,1 @@
-"""What cannot work, refused with the reason and the way out before anything starts."""
+"""Refusals of what cannot work, with the reason and the way out, before anything starts."""

@@ -89,5 +89,6 @@ def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
 
 
 def combination_notes(config: Config) -> Iterator[str]:
+    """Notes for the user on combinations that work but are untried."""
     if config.peft.kind != "none" and config.distributed.kind == "fsdp2" and mode(config.vllm.mode).engines:
         yield "TRL merges an adapter that fsdp2 has sharded before it sends it to vLLM, and marks this as untried"

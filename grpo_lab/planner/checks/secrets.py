@@ -1,4 +1,4 @@
-"""Credentials in a request: kept out of every file, so whatever reads a file could not have them back."""
+"""Credentials in a request. They are kept out of every file, so a process that reads the file would lack them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.server.key import KEY
 
 _READ_FROM_MEMORY = ("vllm.env", "sweep.overrides")
-"""The environment of the children, which they get from the conductor itself, and words about the request."""
+"""Keys that no child reads from a file: its environment, which the conductor passes on, and the overrides."""
 
 
 def check_secrets(config: Config) -> None:

@@ -19,14 +19,15 @@ def check_length(config: Config) -> None:
 
 
 def _tokens_needed(config: Config) -> int:
-    """By one prompt and its completion, as far as it is known before the data are read."""
+    """Tokens of a prompt and its completion, as far as they are known before the data are read."""
     prompt, completion = config.data.get("max_prompt_tokens"), config.grpo.get("max_completion_length", 512)
     return (prompt if isinstance(prompt, int) else 1) + (completion or 1)
 
 
 def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
     """Refuse a tensor-parallel size that vLLM cannot split this model over (vllm.model_executor: `divide`), lengths
-    beyond the model's context, and what vLLM cannot update. Without a shape none of it is (:func:`unchecked`)."""
+    beyond the model's context, and weights that vLLM cannot update. Checks nothing without a shape (:func:`unchecked`).
+    """
     if shape is None:
         return
     name, tp = config.model.name, config.vllm.tp
@@ -58,7 +59,7 @@ def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
 
 
 def unchecked(config: Config, shape: Shape | None) -> tuple[str, ...]:
-    """What this plan had to leave to the run, in words for the user."""
+    """Notes for the user on checks that this plan leaves to the run."""
     if shape is not None:
         return ()
     return (
