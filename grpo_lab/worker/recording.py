@@ -14,15 +14,10 @@ from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.tracker import Tracker
 from grpo_lab.worker.clock import Clock
 from grpo_lab.worker.soundness import Soundness
+from grpo_lab.worker.trainers import Handling
 
 SYNC_METRIC = "sampling/sampling_logp_difference/mean"
 """TRL's mean absolute difference between vLLM's log-probabilities and the trainer's, nats a token."""
-
-TRAINED = "batch/trained_tokens_per_step"
-"""AsyncGRPOTrainer's count of the completion tokens of a step, which were made at another time."""
-
-SCORES = "objective/scores"
-"""OnlineDPOTrainer's name for the mean reward, which the other trainers log as `reward`."""
 
 
 class StaleWeights(RuntimeError):
@@ -42,9 +37,10 @@ class Recorder(TrainerCallback):
         generating: int,
         tracker: Tracker,
         soundness: Soundness,
+        how: Handling,
     ) -> None:
         self.run, self.clock, self.batch, self.tracker, self.soundness = run, clock, batch, tracker, soundness
-        self.devices, self.generating = devices, generating
+        self.devices, self.generating, self.how = devices, generating, how
         self._lap: dict[str, float] = {}
         self.beside: Row = {}
         """Of the step at hand, measured by others before it is logged."""
@@ -70,12 +66,12 @@ class Recorder(TrainerCallback):
         seconds = math.fsum(self._lap.values())
         row: Row = {"step_time_s": seconds, **{f"time_s/{phase}": value for phase, value in self._lap.items()}}
         row["pause_s"] = self.clock.paused_s
-        if SCORES in logs:
-            row["reward"] = logs[SCORES]
+        if self.how.reward_column in logs:
+            row["reward"] = logs[self.how.reward_column]
         row["peak_memory_gib/trainer"] = peak_memory_gib()
         if torch.cuda.is_initialized():  # without the blocks that torch keeps for later: what reserving more rests on
             row["peak_memory_gib/trainer_allocated"] = torch.cuda.max_memory_allocated() / 2**30
-        tokens = logs.get(TRAINED)
+        tokens = logs.get(self.how.tokens_column)
         if tokens is None and "completions/mean_length" in logs:
             tokens = logs["completions/mean_length"] * self.batch.completions
             row["generated_tokens_per_s"] = tokens / self._lap["generate"]

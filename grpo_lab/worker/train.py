@@ -112,7 +112,8 @@ def _train(run: Run, started: float) -> None:
     saving.attach(trainer, run, soundness)
     trl.train_only_what_is_left(trainer)
     devices = {"devices": plan.devices, "generating": plan.generating_devices}
-    recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness)
+    how = trainers.handling(trainer)
+    recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness, how=how)
     trainer.add_callback(recorder)
     if plan.generation.engines and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))
@@ -132,7 +133,7 @@ def _train(run: Run, started: float) -> None:
         saving.save_after_failure(trainer)
         raise
     except RuntimeError as error:
-        if (cause := trainers.handling(trainer).cause(error)) is error:
+        if (cause := how.cause(error)) is error:
             raise
         saving.save_after_failure(trainer)
         raise cause from error

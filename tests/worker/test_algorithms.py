@@ -43,6 +43,7 @@ REFUSED: list[tuple[Machine, list[str], str]] = [
     (ON_CPU, ["algorithm=online_dpo", "grpo.num_generations=8"], "grpo.num_generations=2"),
     (ON_CPU, ["algorithm=online_dpo", "grpo.max_new_tokens=8"], "set grpo.max_completion_length="),
     (ON_CPU, ["algorithm=online_dpo", "grpo.max_length=8"], "is refused, not cut"),
+    (ON_CPU, ["algorithm=online_dpo", "grpo.reward_model_path=x"], "set rewards=[model] rewards.model.path="),
     (ON_CPU, ["algorithm=online_dpo", "grpo.per_device_train_batch_size=1"], "at least 2"),
     (with_gpus(1), ["algorithm=online_dpo", "vllm=colocate"], "starts and feeds vLLM by itself"),
     (with_gpus(2), ["algorithm=online_dpo", "vllm=server"], "vllm=off"),

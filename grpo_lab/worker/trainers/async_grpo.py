@@ -30,6 +30,7 @@ class ScoringFailed(BadReward):
 
 class AsyncGrpo(Handling):
     phases = trl.OVERLAPPING
+    tokens_column = "batch/trained_tokens_per_step"
 
     def build(self, config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

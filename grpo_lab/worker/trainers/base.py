@@ -24,6 +24,11 @@ class Handling:
     completions_at = 3
     """Place of the completions in what `_generate` returns."""
 
+    reward_column = "reward"
+    """The mean reward, in what the trainer logs."""
+    tokens_column = ""
+    """Completion tokens of a step, in what a trainer logs that makes them at another time."""
+
     def build(self, config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
         raise NotImplementedError
 

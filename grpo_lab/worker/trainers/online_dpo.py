@@ -17,6 +17,7 @@ from grpo_lab.worker.trainers.base import Handling, Trainer, given
 
 class OnlineDpo(Handling):
     phases = trl.PAIRED
+    reward_column = "objective/scores"
 
     def build(self, config: Config, plan: Plan, training: datasets.Dataset) -> Trainer:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
