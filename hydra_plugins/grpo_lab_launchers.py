@@ -31,18 +31,20 @@ class SweepLauncher(Launcher):
             self.hydra_context, self.task_function, self.config, job_overrides, initial_job_idx, self._backend
         )
 
-    def _backend(self, settings: Any) -> Any:
-        """A `grpo_lab.sweep.launchers.base.Backend` for a `LauncherConfig`."""
+    def _backend(self, settings: Any, gpus: object) -> Any:
+        """A `grpo_lab.sweep.launchers.base.Backend` for a `LauncherConfig`. `gpus`: 0 if no point has any."""
         raise NotImplementedError
 
 
 class LocalLauncher(SweepLauncher):
     """This machine's GPUs, or cores where there are none, shared by the points."""
 
-    def _backend(self, settings: Any) -> Any:
+    def _backend(self, settings: Any, gpus: object) -> Any:
+        from grpo_lab.machine.gpus import read_machine
         from grpo_lab.sweep.launchers.local import LocalBackend
 
-        return LocalBackend(exclusive=settings.exclusive, max_parallel=settings.max_parallel)
+        machine = read_machine(gpus)
+        return LocalBackend(exclusive=settings.exclusive, max_parallel=settings.max_parallel, machine=machine)
 
 
 class SlurmLauncher(SweepLauncher):
@@ -52,7 +54,7 @@ class SlurmLauncher(SweepLauncher):
         self.parameters: Any = OmegaConf.to_container(parameters, resolve=True)
         self.executor, self.requeues = executor, requeues
 
-    def _backend(self, settings: Any) -> Any:
+    def _backend(self, settings: Any, gpus: object) -> Any:
         from grpo_lab.sweep.launchers.slurm import SlurmBackend
 
         return SlurmBackend(
@@ -70,7 +72,7 @@ class RayLauncher(SweepLauncher):
     def __init__(self, address: str | None) -> None:
         self.address = address
 
-    def _backend(self, settings: Any) -> Any:
+    def _backend(self, settings: Any, gpus: object) -> Any:
         from grpo_lab.sweep.launchers.ray_cluster import RayBackend
 
         return RayBackend(address=self.address, exclusive=settings.exclusive, max_parallel=settings.max_parallel)

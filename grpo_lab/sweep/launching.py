@@ -44,7 +44,7 @@ def launch(
     master: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     first: int,
-    make_backend: Callable[[LauncherConfig], Backend],
+    make_backend: Callable[[LauncherConfig, object], Backend],
 ) -> Sequence[JobReturn]:
     """All points of a batch, to their end. Raises RequestError before anything starts, SystemExit after a signal."""
     setup_globals()
@@ -55,7 +55,9 @@ def launch(
     ours = configuration.from_hydra(task) if points.is_ours(task) else None
     settings = ours.launcher if ours else LauncherConfig()
     searching = not str(master.hydra.sweeper._target_).endswith(GRIDS)
-    sweep, backend = Sweep(Path(str(master.hydra.sweep.dir))), make_backend(settings)
+    swept = len({word for words in job_overrides for word in words if word.startswith("gpus=")}) > 1
+    gpus = ours.gpus if ours and not swept else "auto"
+    sweep, backend = Sweep(Path(str(master.hydra.sweep.dir))), make_backend(settings, gpus)
     if ours:
         direction = str(OmegaConf.select(master, "hydra.sweeper.direction")).rpartition(".")[2]
         check_direction(direction, ours.objective)

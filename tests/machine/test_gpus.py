@@ -222,10 +222,13 @@ def test_a_driver_that_hangs_is_left_alone(pretend: Pretend, monkeypatch: pytest
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize(("setting", "visible"), [("gpus=0", None), ("gpus=auto", "-1")])
-def test_without_gpus_the_driver_is_not_asked(setting: str, visible: str | None, pretend: Pretend) -> None:
+@pytest.mark.parametrize(
+    ("words", "visible"),
+    [(["gpus=0"], None), (["gpus=auto"], "-1"), (["--multirun", "gpus=0", "seed=1,2", "hydra/launcher=local"], None)],
+)
+def test_without_gpus_the_driver_is_not_asked(words: list[str], visible: str | None, pretend: Pretend) -> None:
     pretend(visible, [], "hang")
-    argv = [sys.executable, "-m", "grpo_lab.train", "dry_run=true", setting, *SHORT]
+    argv = [sys.executable, "-m", "grpo_lab.train", "dry_run=true", *words, *SHORT]
     answer = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 

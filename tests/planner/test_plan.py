@@ -150,6 +150,11 @@ def test_the_server_runs_as_planned() -> None:
     assert server.env["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
 
 
+def test_a_server_of_somebody_else_is_reached_without_a_proxy() -> None:
+    trainer = planned(with_gpus(1), *QWEN, "vllm=server", "vllm.url=http://judge.intern:8000").trainer[0]
+    assert trainer.env["NO_PROXY"] == trainer.env["no_proxy"] == "127.0.0.1,localhost,judge.intern"
+
+
 def test_many_processes_start_through_a_launcher() -> None:
     on_gpus = planned(with_gpus(2), *QWEN, "vllm=colocate", "vllm.dp=2").trainer[0]
     assert "accelerate.commands.launch" in on_gpus.argv
