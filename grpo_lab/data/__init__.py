@@ -153,7 +153,7 @@ def math(
 ) -> datasets.Dataset:
     r"""MATH of Hendrycks et al., competition problems of all subjects (columns `problem`, `solution`, `level`, `type`).
 
-    The solution is the published one, worked out; accuracy compares the last `\boxed` in it. `hub_config` narrows it to
+    The solution is the published one, worked out; accuracy compares what is boxed in it. `hub_config` narrows it to
     one subject, such as `algebra`. MATH-500 is part of this test split.
     """
     source = Source(path, hub_id, hub_config, revision)
@@ -205,7 +205,7 @@ def numina(
 ) -> datasets.Dataset:
     r"""NuminaMath-TIR, competition problems solved with Python (columns `problem`, `solution`).
 
-    The solution is the published one, worked out; accuracy compares the last `\boxed` in it and leaves problems without
+    The solution is the published one, worked out; accuracy compares what is boxed in it and leaves problems without
     one out of the reward.
     """
     source = Source(path, hub_id, revision=revision)

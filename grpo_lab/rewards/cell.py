@@ -1,7 +1,11 @@
 """The process in which a policy's programs run: confines each in a child of its own, or refuses to run any.
 
-Run as a script by `sandbox`, with the standard library only. Reads one job (JSON) on stdin and answers one JSON
-object: `{"passed": [bool], "outputs": [str or null], "timed_out": bool}`, or `{"refused": reason}`.
+Run as a script by `sandbox`, with the standard library only. Reads one job on stdin, a frame of JSON and a frame for
+each check, and answers one JSON object: `{"passed": [bool], "outputs": [str or null], "timed_out": bool}`, or
+`{"refused": reason}`.
+
+A check runs in a second child, the referee, which asks the program's process for what its functions return
+(`remote`). Only the referee ever reads the check: no memory of the program's process, nor of its parent, has held it.
 
 What confines a child needs no privileges and no namespaces, so it also works in an ordinary container:
 
@@ -15,6 +19,7 @@ What confines a child needs no privileges and no namespaces, so it also works in
 import contextlib
 import ctypes
 import errno
+import importlib.util
 import json
 import os
 import resource
@@ -23,6 +28,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +43,8 @@ NOT_READ_ONLY = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | 0o20000000  # the last:
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 OPEN_FILES = 64
 CONFINED = b"confined"
+PASSED = b"passed"
+REFEREE_BYTES = 1 << 30  # of address space
 
 ALLOWED = """
     read readv pread64 preadv write writev close close_range lseek dup dup2 dup3 pipe pipe2
@@ -131,11 +139,11 @@ class Cage:
             raise Refusal(f"Landlock was not accepted ({os.strerror(ctypes.get_errno())})")
         return result
 
-    def enter(self) -> None:
+    def enter(self, memory_bytes: int | None = None) -> None:
         if self._libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise Refusal("no_new_privs was not accepted")
         for limit, value in (
-            (resource.RLIMIT_AS, self._memory_bytes),
+            (resource.RLIMIT_AS, memory_bytes or self._memory_bytes),
             (resource.RLIMIT_CPU, self._cpu_s),
             (resource.RLIMIT_NOFILE, OPEN_FILES),
             (resource.RLIMIT_FSIZE, 0),
@@ -151,14 +159,26 @@ class Cage:
 
 def main() -> None:
     die_with(os.getppid())
-    job = json.loads(sys.stdin.buffer.read())
+    remote = _remote()
+    job = json.loads(remote.read_frame(0))
     sys.argv = ["solution.py"]
     try:
         cage = Cage(job["memory_mb"] << 20, int(job["seconds"]) + 1)
-        reply = run(job, cage)
+        reply = run(job, cage, remote)
     except Refusal as refusal:
         reply = {"refused": str(refusal)}
     sys.stdout.write(json.dumps(reply))
+
+
+def _remote() -> Any:
+    """The module beside this file, which is on no path of imports."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "remote.py")
+    spec = importlib.util.spec_from_file_location("remote", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def die_with(parent: int) -> None:
@@ -168,17 +188,17 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def run(job: dict[str, Any], cage: Cage) -> dict[str, Any]:
+def run(job: dict[str, Any], cage: Cage, remote: Any) -> dict[str, Any]:
     """Every test in a child of its own; one deadline and one limit of output for all of them together."""
     deadline = time.monotonic() + job["seconds"]
     room: int = job["output_bytes"]
     children = []
-    for check, stdin in [(check, "") for check in job["checks"]] + [(None, stdin) for stdin in job["inputs"]]:
-        child = Child(cage, job["program"], check, stdin)
+    for stdin in [None] * job["checks"] + job["inputs"]:
+        child = Child(cage, job["program"], remote, stdin)
         child.watch(deadline, room)
         room -= len(child.output)
         children.append(child)
-    checked, fed = children[: len(job["checks"])], children[len(job["checks"]) :]
+    checked, fed = children[: job["checks"]], children[job["checks"] :]
     return {
         "passed": [child.proven for child in checked],
         "outputs": [child.output.decode(errors="replace") if child.ended_well else None for child in fed],
@@ -187,53 +207,89 @@ def run(job: dict[str, Any], cage: Cage) -> dict[str, Any]:
 
 
 class Child:
-    """One confined run of a program, with a check after it or with something to read on stdin."""
+    """One confined run of a program, with something to read on stdin; None: with the next check on it."""
 
-    def __init__(self, cage: Cage, program: str, check: str | None, stdin: str) -> None:
+    def __init__(self, cage: Cage, program: str, remote: Any, stdin: str | None) -> None:
         self.output = bytearray()
         self.timed_out = False
-        self._secret = os.urandom(16)  # says that the check came to its end, not that nobody looked for the secret
+        self._cage, self._remote = cage, remote
+        self._printed, stdout = os.pipe()
+        self._reports, report = os.pipe()
+        asks, answers = os.pipe(), os.pipe()  # the referee's questions and the program's answers
         given = os.memfd_create("stdin")
         with open(given, "wb", closefd=False) as file:
-            file.write(stdin.encode(errors="replace"))
+            file.write((stdin or "").encode(errors="replace"))
         os.lseek(given, 0, os.SEEK_SET)
-        self._printed, stdout = os.pipe()
-        self._said, say = os.pipe()
-        parent = os.getpid()
-        self._pid = os.fork()
-        if self._pid == 0:
-            die_with(parent)
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            try:
-                cage.enter()
-            except Refusal as refusal:
-                os.write(say, str(refusal).encode())
-                os._exit(1)
-            for number, descriptor in enumerate((given, stdout, nothing, say)):
-                os.dup2(descriptor, number)
-            os.closerange(4, OPEN_FILES)
-            os.write(3, CONFINED)
-            _execute(program, check)
-            os.write(3, self._secret)
+
+        def serve() -> None:
+            module = _execute(program, "__main__" if stdin is not None else "solution")
+            if stdin is None:
+                sys.stdout.flush()
+                with contextlib.suppress(EOFError):
+                    remote.Peer(4, 5).serve(module)
             sys.exit()
-        for descriptor in (given, stdout, say):
+
+        nothing = os.open(os.devnull, os.O_RDWR)
+        self._pid = self._fork((given, stdout, nothing, report, asks[0], answers[1]), serve, None)
+        self._watched = self._pid
+        if stdin is None:
+            descriptors = (0, nothing, nothing, report, answers[0], asks[1])
+            self._watched = self._fork(descriptors, self._referee, REFEREE_BYTES)
+        for descriptor in (given, stdout, report, nothing, *asks, *answers):
             os.close(descriptor)
+
+    def _fork(self, descriptors: tuple[int, ...], work: Callable[[], None], memory_bytes: int | None) -> int:
+        """A confined child with these descriptors and no other; the report (3) says why where it is not confined."""
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        die_with(parent)
+        kept = [os.dup(descriptor) for descriptor in descriptors]  # or the first could overwrite a later one
+        try:
+            self._cage.enter(memory_bytes)
+        except Refusal as refusal:
+            os.write(kept[3], str(refusal).encode())
+            os._exit(1)
+        for number, descriptor in enumerate(kept):
+            os.dup2(descriptor, number)
+        os.closerange(len(kept), OPEN_FILES)
+        os.write(3, CONFINED)
+        if work != self._referee:
+            os.close(3)
+        work()
+        os._exit(0)
+
+    def _referee(self) -> None:
+        """Run the check that is next on stdin against the program in the other process."""
+        try:
+            check = json.loads(self._remote.read_frame(0))
+            module = ModuleType("check")
+            module.__dict__.update(self._remote.Peer(4, 5, guarded=True).names())
+            exec(compile(check, "check.py", "exec"), module.__dict__)
+        except BaseException:  # noqa: BLE001 - whatever it raises, it has not passed
+            os._exit(1)
+        os.write(3, PASSED)
+        os._exit(0)
 
     def watch(self, deadline: float, room: int) -> None:
         """Wait for its end, or end it at the deadline or when it has printed more than `room` bytes."""
         self._read(deadline, room)
-        os.kill(self._pid, signal.SIGKILL)  # it may have ended, but only here is it waited for
-        exit_code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        said = os.read(self._said, 1 << 10)
+        exit_codes = [self._end(pid) for pid in dict.fromkeys((self._watched, self._pid))]
+        report = os.read(self._reports, 1 << 10)
         os.close(self._printed)
-        os.close(self._said)
-        if not said.startswith(CONFINED) and exit_code != -signal.SIGKILL:
-            raise Refusal(said.decode() or f"a process ended with {exit_code} on its way into confinement")
-        self.ended_well = exit_code == 0 and len(self.output) <= room
-        self.proven = said == CONFINED + self._secret and self.ended_well
+        os.close(self._reports)
+        if not report.startswith(CONFINED) and -signal.SIGKILL not in exit_codes:
+            raise Refusal(report.decode() or f"a process ended with {exit_codes[0]} on its way into confinement")
+        self.ended_well = exit_codes[0] == 0 and len(self.output) <= room
+        self.proven = report == CONFINED * 2 + PASSED and self.ended_well
+
+    def _end(self, pid: int) -> int:
+        os.kill(pid, signal.SIGKILL)  # it may have ended, but only here is it waited for
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def _read(self, deadline: float, room: int) -> None:
-        end = os.pidfd_open(self._pid)
+        end = os.pidfd_open(self._watched)
         poll = select.poll()
         poll.register(self._printed, select.POLLIN)
         poll.register(end, select.POLLIN)
@@ -251,14 +307,13 @@ class Child:
         os.close(end)
 
 
-def _execute(program: str, check: str | None) -> None:
-    """The program as a script where its output is wanted; as a module, which then takes the check, where not."""
+def _execute(program: str, name: str) -> ModuleType:
+    """The program as a script, `__main__`, where its output is wanted; as a module where its functions are."""
     sys.stdin, sys.stdout = open(0, encoding="utf-8"), open(1, "w", encoding="utf-8")  # noqa: SIM115 - to the end
-    module = ModuleType("__main__" if check is None else "solution")
-    sys.modules[module.__name__] = module  # dataclasses, pickle and others look it up
+    module = ModuleType(name)
+    sys.modules[name] = module  # dataclasses, pickle and others look it up
     exec(compile(program, "solution.py", "exec"), module.__dict__)
-    if check is not None:
-        exec(compile(check, "check.py", "exec"), module.__dict__)
+    return module
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """The reward of a program: the share of its tests that it passes, run where it can do no harm."""
 
+import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_lab.rewards import TAIL_CHARS, sandbox
 from grpo_lab.rewards.sandbox import Job, Outcome
-from grpo_lab.rewards.text import Completion, text_of
+from grpo_lab.rewards.text import Completion, as_list, text_of
 
-FENCE = "```"
+_OPENING = re.compile(r"(?:^([ \t]*))?```[ \t]*py(?:thon)?[0-9.]*(?![A-Za-z_-])[^\n`]*\n", re.IGNORECASE | re.MULTILINE)
+_CLOSING = re.compile(r"^[ \t]*```|```[ \t]*$", re.MULTILINE)
 LEAST_MEMORY_MB = 64
 
 
@@ -29,8 +32,14 @@ def code(
 
     Every test runs in a process of its own: no network, no file but Python's own (read-only), no other process or
     thread, one core, and the limits below. It has the standard library only. Where a machine cannot confine it so,
-    nothing runs (`grpo_lab.rewards.cell` says what is needed). A program shares the interpreter with the statements in
-    `tests`, so it could cheat them (by an object that equals everything, say); `test_cases` are compared outside.
+    nothing runs (`grpo_lab.rewards.cell` says what is needed).
+
+    `test_cases` are what to train on: the program never sees the output that it should print. Statements in `tests` run
+    in a process apart from the program (`grpo_lab.rewards.remote`), which gets the arguments of its functions, lists
+    and dicts by value, and gives plain data back: it sees neither the statements nor what they compare with. What
+    remains: a weak statement (`assert f(2) != 5`, `assert f(x)`, one that compares with an argument which the program
+    may change), methods and helpers of the program that a statement relies on, and an operator between an object of the
+    program and plain data, which raises TypeError or is unequal. A program can still tell tests by their arguments.
 
     `log_metric` receives, per call, how many programs ran out of time and how many rows had no tests.
 
@@ -64,12 +73,18 @@ def code(
 
 
 def last_program(text: str) -> str:
-    """The inside of the last closed block fenced as python, empty where there is none; linear time."""
-    last_fence = text.rfind(f"\n{FENCE}")
-    start = text.rfind(f"{FENCE}python", 0, max(last_fence, 0))
-    first_line_end = text.find("\n", start)
-    end = text.find(f"\n{FENCE}", first_line_end)
-    return text[first_line_end + 1 : end] if start >= 0 and end > 0 else ""
+    """The inside of the last closed block fenced as `python` or `py`, in any case, empty where there is none.
+
+    A fence may be indented, as in a list, and then so is the block. The closing one may end the last line of code.
+    Takes linear time.
+    """
+    last_end = max((match.start() for match in _CLOSING.finditer(text)), default=0)
+    opening = next(iter(deque(_OPENING.finditer(text, 0, last_end), maxlen=1)), None)
+    closing = _CLOSING.search(text, opening.end()) if opening else None
+    if opening is None or closing is None:
+        return ""
+    lines = text[opening.end() : closing.start()].removesuffix("\n").split("\n")
+    return "\n".join(line.removeprefix(opening[1] or "") for line in lines)
 
 
 def _share(outcome: Outcome | None, expected: Sequence[str]) -> float:
@@ -91,14 +106,14 @@ def _lines(text: str) -> list[str]:
 def _statements(row: object) -> list[str]:
     if isinstance(row, str):
         return [row] if row.strip() else []
-    return [str(one) for one in row if one is not None] if isinstance(row, Sequence) else []
+    return [str(statement) for statement in as_list(row) or () if statement is not None]
 
 
 def _cases(row: object) -> list[tuple[str, str]]:
     """(stdin, stdout) pairs; what is neither a pair nor has `input` and `output` is left out."""
-    found = []
-    for case in row if isinstance(row, Sequence) and not isinstance(row, str) else ():
-        pair = (case.get("input"), case.get("output")) if isinstance(case, Mapping) else case
-        if isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2 and pair[1] is not None:
-            found.append(("" if pair[0] is None else str(pair[0]), str(pair[1])))
-    return found
+    pairs = []
+    for case in as_list(row) or ():
+        pair = as_list((case.get("input"), case.get("output")) if isinstance(case, Mapping) else case)
+        if pair is not None and len(pair) == 2 and pair[1] is not None:
+            pairs.append(("" if pair[0] is None else str(pair[0]), str(pair[1])))
+    return pairs

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from grpo_lab.rewards.cores import cores
+from grpo_lab.rewards.remote import frame
 
 CELL = Path(__file__).with_name("cell.py")
 START_S = 60.0  # for Python to start on a busy machine, beyond a job's own time
-MAX_PROCESSES = 16
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH")  # nothing else of our environment: it may hold keys
 
 
@@ -49,16 +49,18 @@ def run_all(jobs: Sequence[Job]) -> list[Outcome]:
     distinct = list(dict.fromkeys(jobs))
     if not distinct:
         return []
-    with ThreadPoolExecutor(min(MAX_PROCESSES, cores(), len(distinct))) as threads:
+    with ThreadPoolExecutor(min(cores(), len(distinct))) as threads:
         known = dict(zip(distinct, threads.map(run, distinct), strict=True))
     return [known[job] for job in jobs]
 
 
 def run(job: Job) -> Outcome:
     """Raises Unconfined."""
+    header = {**asdict(job), "checks": len(job.checks)}
+    frames = [frame(json.dumps(content).encode()) for content in (header, *job.checks)]
     ended = subprocess.run(
         [sys.executable, "-I", "-S", "-X", "utf8", str(CELL)],
-        input=json.dumps(asdict(job)).encode(),
+        input=b"".join(frames),
         capture_output=True,
         timeout=job.seconds + START_S,
         check=False,

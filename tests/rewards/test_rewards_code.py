@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from grpo_lab.rewards import sandbox
 from grpo_lab.rewards.programs import code, last_program
+from grpo_lab.rewards.remote import frame
 from grpo_lab.rewards.sandbox import Job, run
 from tests.conftest import ROOT
 from tests.rewards.test_rewards import NASTY, gone, log_to, run_python, wait_for_line
@@ -104,7 +105,9 @@ def test_a_run_is_refused_here(tmp_path: Path) -> None:
 def test_without_libseccomp_nothing_is_run() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_LIBSECCOMP, str(sandbox.CELL)],
-        input='{"program": "print(1)", "checks": [], "inputs": [""], "seconds": 5, "memory_mb": 99, "output_bytes": 9}',
+        input=frame(
+            b'{"program": "print(1)", "checks": 0, "inputs": [""], "seconds": 5, "memory_mb": 99, "output_bytes": 9}'
+        ).decode(),
         capture_output=True,
         text=True,
         check=True,
@@ -310,7 +313,7 @@ def test_no_process_is_left_when_the_trainer_is_killed() -> None:
     )
     assert wait_for_line(parent) == "ready"
     running = cells(psutil.Process(parent.pid))
-    assert len(running) == 2  # the cell and the program
+    assert len(running) == 3  # the cell, the program and its referee
     parent.send_signal(signal.SIGKILL)
     parent.wait(10)
     assert gone(running, within_s=10)
@@ -329,13 +332,182 @@ def test_limits_are_those_of_the_parameters() -> None:
     assert code([fenced("import time\ntime.sleep(1)")], timeout_s=0.5, **job) == [0.0]
 
 
-CHEATS = ["import os\nos._exit(0)", "import sys\nsys.exit(0)", "import os\nos.write(3, b'confined')\nos._exit(0)"]
+CHEATS = {
+    "leave at once": "import os\nos._exit(0)",
+    "exit at once": "import sys\nsys.exit(0)",
+    "claim to be confined": "import os\nos.write(3, b'confined')\nos._exit(0)",
+    "claim to have passed": "import os\nfor fd in range(64):\n    try: os.write(fd, b'passed')\n    except OSError: 0",
+    "equal everything": """
+class Equal:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __sub__(self, other): return 0
+    __rsub__ = __add__ = __radd__ = __lt__ = __le__ = __gt__ = __contains__ = lambda self, other: 0
+    def __abs__(self): return 0
+    def __hash__(self): return hash(4)
+def f(x): return Equal()
+""",
+    "an int that equals everything": """
+class Equal(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+def f(x): return Equal(5)
+""",
+    "replace compile": """
+import builtins
+real = builtins.compile
+builtins.compile = lambda source, *more, **named: real('pass', *more, **named)
+def f(x): return 5
+""",
+    "replace exec": "import builtins\nbuiltins.exec = lambda *more: None\ndef f(x): return 5",
+    "replace helpers": "def abs(x): return 0\ndef set(x): return 1\nclass math:\n    isclose = lambda *a, **k: True\n"
+    "def f(x): return 5",
+    "read the check in the frames": """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame:
+        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if isinstance(value, str) and ''.join(reversed('DETCEPXE')) in value: return 4
+        frame = frame.f_back
+    return 5
+""",
+    "read the check in the memory": """
+import gc
+def strings(thing):
+    values = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, (list, tuple, set)) else ()
+    return [value.decode('latin1') if isinstance(value, bytes) else value for value in list(values)]
+def f(x):
+    texts = (s for thing in gc.get_objects() for s in strings(thing) if isinstance(s, str))
+    held = any(''.join(reversed('DETCEPXE')) in s for s in texts)
+    return 4 if held else 5
+""",
+    "the secret of the frames": """
+import sys, os
+def secrets():
+    frame = sys._getframe()
+    while frame:
+        for value in list(frame.f_locals.values()):
+            for kept in [value, *getattr(value, '__dict__', {}).values()]:
+                if isinstance(kept, bytes): yield kept
+        frame = frame.f_back
+for secret in secrets():
+    for fd in range(3, 9):
+        try: os.write(fd, secret)
+        except OSError: pass
+os._exit(0)
+""",
+    "rewrite small integers": """
+import ctypes
+def f(x): return 5
+ctypes.memmove(id(4) + 24, id(5) + 24, 4)
+""",
+    "replace the words of the other end": """
+import sys
+for module in list(sys.modules.values()):
+    if hasattr(module, 'Peer'):
+        module.Peer._encode = lambda self, value, depth=0: ['builtin', 'NotImplemented']
+def f(x): return 5
+""",
+    "run code in the referee": """
+import sys
+Peer = next((m.Peer for m in list(sys.modules.values()) if hasattr(m, 'Peer')), None)
+import gc
+for kind in gc.get_objects():
+    if isinstance(kind, type) and kind.__name__ == 'Peer': Peer = kind
+def answer(self, frame):
+    self._send({'do': 'call', 'with': [['builtin', 'exec'], ['str', 'import os; os.write(3, b"passed"); os._exit(0)']],
+                'named': {}})
+    self._receive()
+Peer._answer = answer
+def f(x): return 5
+""",
+}
 
 
 @confined
-@pytest.mark.parametrize("program", CHEATS)
-def test_leaving_early_passes_no_test(program: str) -> None:
-    assert score(program, tests=["assert f(1) == 2"]) == 0.0
+@pytest.mark.parametrize("deed", CHEATS)
+@pytest.mark.parametrize(
+    "check",
+    [
+        "assert f(1) == 4",
+        "EXPECTED = 4\nassert EXPECTED == f(1)",
+        "assert abs(f(1) - 4) < 1e-6",
+        "import math\nassert math.isclose(f(1), 4)",
+        "assert f(1) in (4,)",
+        "assert set([f(1)]) == {4}",
+        "def check(candidate):\n    assert candidate(1) == 4\ncheck(f)",
+    ],
+)
+def test_cheats_pass_no_test(deed: str, check: str) -> None:
+    check += "  # EXPECTED"
+    assert run(Job(CHEATS[deed], checks=(check,))).passed == (False,)
+    assert run(Job("def f(x): return 4", checks=(check,))).passed == (True,)
+
+
+HONEST = """
+from collections import Counter, namedtuple
+from dataclasses import dataclass
+import math as m
+import math
+
+Pair = namedtuple('Pair', 'a b')
+LIMIT = 10
+
+class Empty(LookupError): pass
+
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item)
+    def pop(self):
+        if not self.items: raise Empty('nothing')
+        return self.items.pop()
+    def __len__(self): return len(self.items)
+    def __iter__(self): return iter(self.items)
+
+@dataclass
+class Point:
+    x: int
+    y: int = 0
+    def __add__(self, other): return Point(self.x + other.x, self.y + other.y)
+
+def twice(f, x): return f(f(x))
+def sort(values): values.sort()
+def pair(a, b): return Pair(a, b)
+def count(text): return Counter(text)
+def up_to(n):
+    for i in range(n): yield i
+def fail(kind): raise kind('no')
+def echo(value): return value
+def total(node): return node.value + total(node.next) if node else 0
+"""
+CHECKS = [
+    "assert twice(lambda x: x * 3, 2) == 18",
+    "assert twice(str, 5) == '5'",
+    "values = [3, 1, 2]\nsort(values)\nassert values == [1, 2, 3]",
+    "assert pair(1, 2) == (1, 2) and pair(1, 2).b == 2",
+    "assert count('aab') == {'a': 2, 'b': 1} and count('aab') == Counter('aab')",
+    "assert list(up_to(3)) == [0, 1, 2] and sum(up_to(4)) == 6",
+    "stack = Stack()\nstack.push(4)\nstack.push(5)\nassert stack.pop() == 5 and len(stack) == 1 and list(stack) == [4]",
+    "try:\n    Stack().pop()\nexcept Empty as error:\n    assert str(error) == 'nothing'\nelse:\n    assert False",
+    "try:\n    Stack().pop()\nexcept LookupError:\n    pass\nelse:\n    raise AssertionError",
+    "try:\n    fail(ValueError)\nexcept ValueError:\n    pass\nelse:\n    raise AssertionError",
+    "assert Point(1) + Point(2, 3) == Point(3, 3) and Point(1) != Point(2) and (Point(1) + Point(1)).x == 2",
+    "assert isinstance(Point(1), Point) and not isinstance(Stack(), Point) and isinstance(echo(1), int)",
+    "assert m.isclose(math.pi, echo(math.pi)) and LIMIT == 10",
+    "from fractions import Fraction\nimport datetime\nfor v in (Fraction(1, 3), 1 + 2j, b'a', 10**5000, None,"
+    " True, {1: {2}}, [(1, [2])], frozenset('a'), range(3), datetime.date(2020, 1, 2), 'é', {'a': [1.5]}):\n"
+    "    assert echo(v) == v and type(echo(v)) is type(v)",
+    "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\n"
+    "assert total(Node(1, Node(2))) == 3",
+    "def check(candidate):\n    assert candidate(3) == 3\n    assert candidate([]) == []\ncheck(echo)",
+]
+
+
+@confined
+@pytest.mark.parametrize("check", CHECKS)
+def test_honest_programs_pass_what_they_should(check: str) -> None:
+    assert run(Job(HONEST, checks=(check,))).passed == (True,)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +521,18 @@ def test_leaving_early_passes_no_test(program: str) -> None:
         ("```\na\n```", ""),
         ("```python\na", ""),
         ("```python a```", ""),
+        ("```py\na\n```", "a"),
+        ("```Python\na\n```", "a"),
+        ("``` python\na\n```", "a"),
+        ("```PY3\na\n```", "a"),
+        ("1. So:\n   ```python\n   if a:\n       b\n   ```\n", "if a:\n    b"),
+        ("\t```python\n\ta\n\n\tb\n\t```", "a\n\nb"),
+        ("```python\na\nb```", "a\nb"),
+        ("```python\na\nb``` \nend", "a\nb"),
+        ("```python\na = '```'\nb\n```", "a = '```'\nb"),
+        ("```pycon\na\n```", ""),
+        ("```pytest\na\n```", ""),
+        ("```python\n```", ""),
         ("", ""),
     ],
 )
