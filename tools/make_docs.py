@@ -73,6 +73,9 @@ def results() -> str:
         " largest), and `n`, what it was measured on. Medians are over the steps or rounds after the warm-up;"
         " the parts `time_s.*` of a step add up to it. A metric that was not measured"
         " is null. An objective is what `objective=` can name for a sweeper."
+        "\n\nRuns of an older version are read: a field that it did not write is null or has its default. A field that"
+        " this version does not know was written by a newer one; the file is refused by the field's name, and a report"
+        " leaves the run out."
     )
     made = MADE.replace("conf/; change the YAML", "grpo_lab/store/measures.py and records.py; change them")
     return "\n\n".join(["# Results", made, text, *parts]) + "\n"

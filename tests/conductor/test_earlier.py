@@ -77,10 +77,8 @@ def test_every_record_is_read_and_written_without_a_change() -> None:
         kind = EvaluationResult if file.name == "result.json" and "evaluations" in file.parts else KINDS[file.name]
         content = records.content_of(records.must_read(file, kind))
         before = files.read_json(file)
-        lost = {key: value for key, value in before.items() if key not in content}
-        assert set(lost.values()) <= {None}, "null and absent are the same"
-        more = {"doing": None} if file.name == "progress.json" else {}
-        assert {**before, **content} == {**more, **before}
+        names = before.keys() | content.keys()  # null and absent are the same
+        assert {name: content.get(name) for name in names} == {name: before.get(name) for name in names}, file
 
 
 def test_a_finished_run_is_shown(earlier: Path) -> None:
