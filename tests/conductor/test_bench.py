@@ -27,6 +27,7 @@ from grpo_lab.config import model as policy
 from grpo_lab.config.compose import CONF, identity
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.jobs import BenchConfig
+from grpo_lab.config.limits import check_limits
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.power import Meter
@@ -92,8 +93,6 @@ def test_loads_take_what_they_do_not_change() -> None:
     ("wrong", "message"),
     [
         ({"prompts": 0}, "bench.prompts=0"),
-        ({"repeats": 0}, "bench.repeats=0"),
-        ({"warmup": -1}, "bench.warmup=-1"),
         ({"concurrency": 0}, "bench.concurrency=0"),
         ({"prompt_len": [5, 2]}, r"bench.prompt_len=\[5, 2\]"),
         ({"completion_len": "long"}, "bench.completion_len=long"),
@@ -107,6 +106,12 @@ def test_loads_take_what_they_do_not_change() -> None:
 def test_loads_that_make_no_sense(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         loads_of(BenchConfig(**wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"warmup": -1}])
+def test_rounds_that_make_no_sense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=r"bench\.(repeats=0|warmup=-1): must be at least"):
+        check_limits(BenchConfig(**wrong), "bench")
 
 
 def test_requests_are_of_the_asked_lengths_and_no_two_alike() -> None:
