@@ -214,7 +214,8 @@ def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | Non
     axes.set(xlabel=speed.heading, ylabel="held-out pass@1 after")
     axes.grid(linewidth=0.7)
     _legend(figure, axes)
-    return _picture("Throughput against accuracy", "Bars: 95% intervals. Up and to the right is better.", figure)
+    caption = "Bars: 95% intervals, of fewer than 6 steps their range. Up and to the right is better."
+    return _picture("Throughput against accuracy", caption, figure)
 
 
 def _bars(one: Estimate) -> list[list[float]] | None:
