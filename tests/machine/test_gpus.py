@@ -228,7 +228,7 @@ def test_a_driver_that_hangs_is_left_alone(pretend: Pretend, monkeypatch: pytest
 )
 def test_without_gpus_the_driver_is_not_asked(words: list[str], visible: str | None, pretend: Pretend) -> None:
     pretend(visible, [], "hang")
-    argv = [sys.executable, "-m", "grpo_lab.train", "dry_run=true", *words, *SHORT]
+    argv = [sys.executable, "-m", "grpo_lab.train", *words, "dry_run=true", *SHORT]
     answer = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
