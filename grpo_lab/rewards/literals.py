@@ -48,6 +48,7 @@ _NUMBER = re.compile(
 )
 _POWER = re.compile(r"([+-]?)\s*10\s*\^\s*\{?\s*([+-]?[0-9]{1,3})\s*\}?")
 _TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorname|rm)\s*\{([^{}]*)\}")
+_UNIT_FRACTION = re.compile(r"\\frac\s*\{\s*([A-Za-z]+)\s*\}\s*\{\s*([A-Za-z]+)\s*\}")
 _SIZE = re.compile(r"\\(?:left|right)(?![A-Za-z])")
 _CLOCK = re.compile(r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?\s*(?:([ap])\.?\s*m\.?)?", re.IGNORECASE)
 _UNIT = re.compile(
@@ -118,7 +119,8 @@ def read_clock(text: str) -> tuple[int, str | None] | None:
 
 def _flat(text: str) -> str:
     """Without the commands and brackets that change no number."""
-    text = " ".join(_TEXT.sub(r" \1 ", _SIZE.sub("", text)).split())
+    text = _UNIT_FRACTION.sub(r" \1/\2", _TEXT.sub(r" \1 ", _SIZE.sub("", text)))
+    text = " ".join(text.split())
     while text and text[0] + text[-1] in ("{}", "()") and not set(text[1:-1]) & set("(){}"):
         text = text[1:-1].strip()
     return text

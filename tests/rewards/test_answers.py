@@ -43,7 +43,7 @@ EVALUATED = [
     *("33", "33.0", "+33", "x=33", r"\$33", "€33", "33 £", "33 dollars", r"33\text{ cm}^2", "33 km/h", "33 cm²"),
     *(r"33\,\text{m/s}", r"33^\circ", "33°", r"3.3 \times 10^1", "3.3e1", "3.3 × 10¹", "330e-1", "(33)", "{33}"),
     *("82-49=33", r"f(2,3) = 33", r"\text{Total} = 33", r"\textbf{33}", r"\left(33\right)", "33 square meters"),
-    *("033", "33\n", r"\mathrm{33}", r"$33$", "33 people per day", r"3300\%", "33."),
+    *("033", "33\n", r"\mathrm{33}", r"$33$", "33 people per day", r"3300\%", "33.", r"33 \frac{\text{m}}{\text{s}}"),
 ]
 
 
