@@ -27,7 +27,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from grpo_lab.bench import DEFAULTS
+from grpo_lab.conductor.bench import DEFAULTS
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.compose import CONF
 from grpo_lab.machine.gpus import describe, read_machine

@@ -20,12 +20,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from grpo_lab.bench import DEFAULTS, conduct, default_name
+from grpo_lab.conductor.bench import DEFAULTS, Bench
+from grpo_lab.conductor.job import conduct
+from grpo_lab.conductor.run import read_site
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes
 from grpo_lab.config.compose import CONF
@@ -61,10 +62,11 @@ def bench(overrides: Sequence[str], parent: Connection) -> None:
     configuration.register(DEFAULTS)
     with exit_codes(), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = configuration.from_hydra(compose("config", [*BESIDE_OTHERS, *overrides]))
-        folder = Path(config.runs_dir) / (config.name or default_name(config))
+        job = Bench(config, read_site(config), Turn(parent))
+        folder = job.run.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f"{folder.name}.log").open("w") as log:
-            conduct(config, Console(file=log), Turn(parent))
+            conduct(job, Console(file=log))
 
 
 class Member:

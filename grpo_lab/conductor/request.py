@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +12,17 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config import model as policy
+from grpo_lab.config import model as checkpoint
+from grpo_lab.config.cli import quoted
 from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.redaction import REDACTED
 from grpo_lab.config.schema import Config
+from grpo_lab.planner.evaluate import AUTO, Policy
 from grpo_lab.store.folder import Run
 
 GROUPS = ("model", "data", "rewards", "vllm", "peft", "distributed", "tracker")
-AUTO = "auto"
-"""vllm.mode where nobody asked for one: vLLM where it works."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    label: str
-    """`before`, `step N`, or `model` for one that no run trained."""
-    path: str
-    """Folder or hub id of a whole model."""
-    adapter: str | None = None
-    """Folder of a LoRA adapter on it."""
+_K = re.compile(r"evaluate\.k=(\d+(?:,\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,13 @@ class Request:
     """Whose folder gets the results; of a model that no run trained it holds nothing else."""
     config: Config
     policy: Policy
+
+
+def read_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Folders and overrides. A folder that exists may have a `=` in its name, as those of sweeps have."""
+    folders = [word for word in words if Path(word).is_dir() or ("=" not in word and not word.startswith(("~", "+")))]
+    overrides = [_K.sub(r"evaluate.k=[\1]", word) for word in quoted([word for word in words if word not in folders])]
+    return [Path(folder) for folder in folders], overrides
 
 
 def read_request(folder: Path | None, overrides: Sequence[str]) -> Request:
@@ -76,7 +75,7 @@ def _of_model(folder: Path | None, overrides: Sequence[str]) -> Request:
     if config.evaluate.checkpoint not in ("last", "before"):
         raise RequestError(f"evaluate.checkpoint={config.evaluate.checkpoint}: only a run has checkpoints")
     run = Run(Path(config.runs_dir) / (config.name or config.model.name))
-    return Request(run, config, Policy("model", policy.location(config.model)))
+    return Request(run, config, Policy("model", checkpoint.location(config.model)))
 
 
 def _quoted(text: str) -> str:
@@ -110,7 +109,7 @@ def _compose(name: str, overrides: Sequence[str]) -> Config:
 
 
 def _checkpoint(run: Run, config: Config) -> Policy:
-    base, wanted = policy.location(config.model), config.evaluate.checkpoint
+    base, wanted = checkpoint.location(config.model), config.evaluate.checkpoint
     if wanted == "before":
         return Policy("before", base)
     found = run.whole_checkpoints()

@@ -1,307 +1,195 @@
-"""One run from its first process to its result: start what the plan says, watch it, stop it, sum it up."""
+"""What is training's own: its plan and checks, the banner, the pictures and numbers at the end, publishing."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
-from typing import Protocol
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor import publishing
 from grpo_lab.conductor.adornment import adorn
-from grpo_lab.conductor.watchdog import Watchdog
+from grpo_lab.conductor.job import full_disk
+from grpo_lab.conductor.preflight import check_data, check_targets
+from grpo_lab.conductor.run import RunJob, objective
+from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RunFailed
-from grpo_lab.config.schema import Config
-from grpo_lab.machine.disk import DiskFull, is_full, nearly_full
-from grpo_lab.machine.gpus import gpu_memory_gib, read_machine
-from grpo_lab.machine.logs import Log
-from grpo_lab.machine.processes import Child
-from grpo_lab.planner.parts import Command
-from grpo_lab.planner.train import Plan
+from grpo_lab.config.schema import AlgorithmConfig, Config
+from grpo_lab.machine.disk import DiskFull
+from grpo_lab.machine.gpus import Machine, read_machine
+from grpo_lab.planner.algorithms import algorithm
+from grpo_lab.planner.modes import mode
+from grpo_lab.planner.parts import Ports
+from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.predictor.check import advice
-from grpo_lab.server.command import ServerPlan
-from grpo_lab.server.process import ServerError, attach, vllm_server
-from grpo_lab.store import completions, records
-from grpo_lab.store import folder as store
+from grpo_lab.predictor.check import check as check_fit
+from grpo_lab.predictor.choice import settled
+from grpo_lab.store import completions, stats
 from grpo_lab.store import picture as curve
 from grpo_lab.store import train as results
-from grpo_lab.store.folder import Row, Run
-from grpo_lab.store.records import Failure, Progress, Result
+from grpo_lab.store.measures import PHASES
+from grpo_lab.store.records import Failure, Result
 
-POLL_S = 0.2
-SERVER_ENDS_S = 12.0
-"""Two of the server's health checks, and a little."""
-BLAMELESS = ("worker_crash", "server_died", "error")
-"""How a trainer fails whose server fails."""
-KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that come from outside; others are crashes."""
+BAR = 40
+SAMPLE = 200
+"""Characters of a completion that a warning shows."""
 
 
-class Failed(RuntimeError):
-    """A process of the run failed."""
+class Train(RunJob[Plan]):
+    kind = "train"
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+    def choose(self, console: Console, *, on_paper: bool) -> None:
+        say = functools.partial(terminal.note, console)
+        trial = None if on_paper else functools.partial(attempt, console)
+        self.config = settled(self.config, self.machine, say=say, trial=trial)
 
+    def make_plan(self, ports: Ports) -> Plan:
+        return make_plan(self.config, self.machine, folder=self.run.folder, ports=ports)
 
-class Processes(Protocol):
-    """Of a plan, what is started."""
+    def default_name(self) -> str:
+        config, vllm = self.config, self.config.vllm
+        data = str(config.data.get("_target_", "")).rpartition(".")[2]
+        layout = mode(vllm.mode).suffix(vllm.tp, vllm.dp)
+        return f"{config.model.name}-{data}-{layout}-{configuration.identity(config)}"
 
-    @property
-    def tp(self) -> int: ...
-    @property
-    def dp(self) -> int: ...
-    @property
-    def server(self) -> ServerPlan | None: ...
-    @property
-    def engines(self) -> tuple[Command, ...]: ...
-    @property
-    def trainer(self) -> tuple[Command, ...]: ...
-    @property
-    def prepare(self) -> Command | None: ...
-    @property
-    def weight_transfer(self) -> str | None: ...
+    def check(self) -> tuple[str, ...]:
+        warnings = check_fit(self.config, self.plan, self.machine)
+        check_targets(self.config)
+        notes = super().check()
+        publishing.check(self.config.publish)
+        return (*notes, *warnings)
 
+    def check_data(self) -> None:
+        check_data(self.config)
 
-def execute(run: Run, config: Config, plan: Plan, console: Console) -> Result:
-    """Start the children, wait for the end, write result.json. Raises RunFailed if the run did not finish."""
-    failure: Failure | None = None
-    seen: Row = {}
-    with stop_signals(run) as stop, terminal.Progress(console, run) as progress:
-        try:
-            prepare(run, config, plan, progress, stop)
-            started = time.monotonic()
-            with server_of(run, config, plan, stop, progress) as check_server:
-                if check_server is not None:
-                    seen["startup_s"] = time.monotonic() - started
-                progress.show("starting the trainer")
-                train(run, config, plan, progress, stop, check_server)
-                seen["peak_memory_gib"] = gpu_memory_gib(plan.server_gpus)
-        except Failed as failed:
-            failure = failed.failure
-        except ServerError as error:
-            failure = of_server(run, error)
-        except OSError as error:
-            if not is_full(error, run.folder):
-                raise
-            failure = Failure("disk_full", str(error))
-        except KeyboardInterrupt:
-            stop.hard = True
-    if stop.asked and not ended_by_itself(run):
-        raise interrupted(run, stop, console)
-    if failure and failure.class_ == "oom" and (way_out := advice(config, plan, read_machine(config.gpus))):
-        failure = failure.adding(f"\n{way_out}")
-    result = sum_up(run, config, plan, failure, seen, console)
-    terminal.summary(console, run, result, run.read_outcome().look)
-    if result.failure:
-        terminal.failure(console, result.failure)
-        if not run.result.is_file():
-            console.print(f"  cannot write {run.result}: no room on the disk", highlight=False, soft_wrap=True)
-        raise RunFailed(result.failure.message)
-    return result
+    def create(self) -> None:
+        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        super().create()
 
+    def banner(self) -> list[tuple[str, str]]:
+        config = self.config
+        rewards = " + ".join(f"{reward.get('weight', 1.0):g} {name}" for name, reward in config.rewards.items())
+        trainer = algorithm(config.algorithm.kind).banner(config.grpo)
+        return [
+            ("model", f"{config.model.name} ({self.plan.model_path})"),
+            ("data", str(config.data["_target_"])),
+            ("rewards", rewards),
+            *([("algorithm", trainer)] if trainer else []),
+            *roles(self.plan, self.machine),
+            ("batch", str(self.plan.batch)),
+        ]
 
-def of_server(run: Run, error: ServerError) -> Failure:
-    return Failure(error.failure_class, str(error), str(run.server_log) if run.server_log.is_file() else None)
-
-
-def sum_up(run: Run, config: Config, plan: Plan, failure: Failure | None, server: Row, console: Console) -> Result:
-    """Write what a run leaves; the result. A disk without room for it makes the run a failed one."""
-    run.ballast.unlink(missing_ok=True)
-    try:
-        completions.gather(run)
-    except DiskFull as error:
-        failure = failure or Failure("disk_full", str(error))
-    result = results.build(run, config, plan, failure=failure, server=server)
-    try:
-        records.write(run.result, result)
-    except DiskFull as error:
-        failure = failure or Failure("disk_full", str(error))
-        result = dataclasses.replace(result, status="failed", failure=failure)
-    adorn(console, "no picture", lambda: curve.draw(run, result))
-    return result
-
-
-def ended_by_itself(run: Run) -> bool:
-    """Whether the worker finished or failed for a reason of its own. A signal to us may have gone to it as well."""
-    outcome = run.read_outcome()
-    return bool(outcome.finished or outcome.failure)
-
-
-def interrupted(run: Run, stop: Stop, console: Console) -> RunFailed:
-    checkpoint = run.last_checkpoint()
-    where = f"at step {checkpoint[1]}; resume=true goes on from there" if checkpoint else "before the first checkpoint"
-    console.print(f"stopped {where}", highlight=False)
-    return RunFailed("stopped", exit_code=128 + stop.number)
-
-
-@dataclasses.dataclass
-class Stop:
-    """What the user's signals ask for: to end after the step at hand, or at once."""
-
-    asked: bool = False
-    hard: bool = False
-    number: int = signal.SIGINT
-
-
-@contextlib.contextmanager
-def stop_signals(run: Run) -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM: the first lets a training step end and saves it, the second ends all at once."""
-    stop = Stop()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        progress = records.read(run.progress, Progress)
-        training = progress is not None and progress.phase in store.STEPPING
-        stop.hard = stop.asked or not training
-        stop.asked, stop.number = True, number
-        if training:
-            run.stop_request.touch()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def server_of(
-    run: Run, config: Config, plan: Processes, stop: Stop, progress: terminal.Progress
-) -> Iterator[Callable[[], None] | None]:
-    """The vLLM server of the run for its length, None where it has none or uses somebody else's. What it gives is to
-    be called about once a second and raises ServerError when the server is dead."""
-    if config.vllm.url is not None:
-        attach(config.vllm.url, tp=plan.tp, dp=plan.dp, backend=str(plan.weight_transfer), timeout_s=30.0)
-    if plan.server is None:
-        yield None
-        return
-    with contextlib.ExitStack() as stack:
-        log = Log(run.server_log)
-        engines = [stack.enter_context(Child(one.argv, env=one.env, log=run.server_log)) for one in plan.engines]
-
-        def on_progress(line: str) -> None:
-            if stop.hard:
-                raise KeyboardInterrupt
-            check_engines(plan.engines, engines, log)
-            progress.show(f"vLLM server | {line}")
-
-        server = stack.enter_context(
-            vllm_server(plan.server, log=run.server_log, timeout_s=config.timeouts.startup, on_progress=on_progress)
+    def where_stopped(self) -> str:
+        checkpoint = self.run.last_checkpoint()
+        return (
+            f"at step {checkpoint[1]}; resume=true goes on from there" if checkpoint else "before the first checkpoint"
         )
 
-        def check() -> None:
-            check_engines(plan.engines, engines, log)
-            server.check()
+    def advice(self) -> str:
+        return advice(self.config, self.plan, read_machine(self.config.gpus))
 
-        yield check
+    def result(self, failure: Failure | None) -> Result:
+        try:
+            completions.gather(self.run)
+        except DiskFull as error:
+            failure = failure or full_disk(error)
+        return results.build(self.run, self.config, self.plan, failure=failure, server=self.server_seen)
 
+    def adorn(self, console: Console, end: Result) -> None:
+        adorn(console, "no picture", lambda: curve.draw(self.run, end))
 
-def check_engines(commands: Sequence[Command], engines: Sequence[Child], log: Log) -> None:
-    """Raises ServerError if one has ended: the server stays healthy, and waits, without its engines elsewhere."""
-    for command, child in zip(commands, engines, strict=True):
-        if (code := child.poll()) is not None:
-            lines = [f"the vLLM engines on {command.host} ended with exit code {code}", *log.causes(), log.tail()]
-            raise ServerError("server_died", "\n".join(lines))
+    def show(self, console: Console, end: Result) -> None:
+        terminal.lines(console, summary(end))
+        terminal.files(console, self.run)
 
-
-def prepare(run: Run, config: Config, plan: Processes, progress: terminal.Progress, stop: Stop) -> None:
-    """Make the checkpoint with random weights where the run needs one that is not there yet."""
-    if plan.prepare is None:
-        return
-    progress.show("drawing random weights")
-    with Child(plan.prepare.argv, env=plan.prepare.env, log=run.worker_log) as child:
-        while (code := child.poll()) is None:
-            time.sleep(POLL_S)
-            if stop.hard:
-                raise KeyboardInterrupt
-    if code != 0:
-        raise Failed(Failure("error", f"drawing random weights ended with exit code {code}", str(run.worker_log)))
+    def publish(self, console: Console) -> None:
+        publishing.once(self.run, self.config.publish, console)
 
 
-def train(
-    run: Run,
-    config: Config,
-    plan: Processes,
-    progress: terminal.Progress,
-    stop: Stop,
-    check_server: Callable[[], None] | None,
-) -> None:
-    """Start the trainer and wait for its end. Raises Failed, ServerError, KeyboardInterrupt on a second signal."""
-    told, log = False, Log(run.worker_log)
-    with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(Child(one.argv, env=one.env, log=run.worker_log)) for one in plan.trainer]
-        watchdog = Watchdog(run, config.timeouts)
-        while (code := ended(children)) is None:
-            time.sleep(POLL_S)
-            if stop.hard:
-                raise KeyboardInterrupt
-            if stop.asked and not told:
-                progress.say("stopping after this step (once more: at once)")
-                told = True
-            progress.update()
-            if check_server is not None:
-                check_server()
-            if overdue := watchdog.overdue():
-                message = with_server_log(overdue + past_nccl(plan, overdue), run)
-                raise Failed(Failure("timeout", message, str(run.worker_log)))
-        if code != 0:
-            failure = failure_of(run, code, log)
-            if check_server is not None and failure.class_ in BLAMELESS:
-                await_server_s_end(check_server)
-            raise Failed(failure.adding(past_nccl(plan, failure.message)))
-    if not stop.asked and not ended_by_itself(run):
-        at = records.read(run.progress, Progress) or Progress("loading")
-        where = f"{at.phase} {at.done}/{at.total}"
-        raise Failed(Failure("error", f"the worker ended early, without saying why ({where})", str(run.worker_log)))
+JOB = Train
 
 
-def ended(children: Sequence[Child]) -> int | None:
-    """0 when all have ended well, the exit code of the first that did not, None while there is neither."""
-    codes = [child.poll() for child in children]
-    return next((code for code in codes if code), None if None in codes else 0)
+def attempt(console: Console, config: Config) -> float | None:
+    """Run a trial of a layout; None where it failed. Raises RunFailed if it was stopped."""
+    try:
+        return objective(Train, config, console)
+    except RunFailed as failure:
+        if failure.exit_code > 128:
+            raise
+        return None
 
 
-def await_server_s_end(check_server: Callable[[], None]) -> None:
-    """Raises ServerError if the server ends shortly after the trainer: the trainer then failed because of it, and
-    noticed first. vLLM takes some five seconds to notice the death of an engine."""
-    deadline = time.monotonic() + SERVER_ENDS_S
-    while time.monotonic() < deadline:
-        check_server()
-        time.sleep(POLL_S)
+def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
+    """Who does what, on which GPUs."""
+    name = machine.gpus[0].name if machine.gpus else ""
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    trainer = f"GPU {','.join(plan.trainer_gpus)} ({name})" if plan.trainer_gpus else f"CPU, {cores}"
+    many = f", {plan.batch.processes} processes" if plan.batch.processes > 1 else ""
+    server = f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "CPU" if plan.server else "running already"
+    return [("trainer", trainer + many), ("generate", plan.generation.where(plan.tp, plan.dp, server))]
 
 
-def past_nccl(plan: Processes, message: str) -> str:
-    """The way out where it may be NCCL that does not reach from the trainer to the server."""
-    signs = ("NCCL", "sending the weights to vLLM", "while the trainer starts")
-    if plan.weight_transfer != "nccl" or not any(sign in message for sign in signs):
-        return ""
-    return "\nif NCCL cannot reach from trainer to server: vllm.weight_transfer=gloo sends the weights through the CPU"
+def summary(result: Result) -> list[str]:
+    """The end of a run: accuracy, times, signs of ill health."""
+    metrics = result.metrics
+    trainer = algorithm(result.algorithm or AlgorithmConfig.kind).suffix()
+    lines = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}"]
+    if metrics["accuracy_after"]:
+        lines.append(
+            f"  held-out pass@1  {_share(metrics['accuracy_before'])} -> {_share(metrics['accuracy_after'])}"
+            f"   gain {_share(metrics['accuracy_gain'], sign=True)}   n={metrics['accuracy_after']['n']}"
+        )
+    elif metrics["accuracy_before"]:
+        lines.append(
+            f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}"
+        )
+    if metrics["step_time_s"]:
+        skipped = f"first {result.warmup_steps} left out"
+        lines.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
+        lines += _bars(metrics["time_s"])
+        lines.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
+    return lines + [line for sign in (result.warnings or {}).values() for line in _warning(sign)]
 
 
-def with_server_log(message: str, run: Run) -> str:
-    """The message and what the run's server said last, if it has one."""
-    return f"{message}\n{Log(run.server_log, whole=True).tail()}" if run.server_log.is_file() else message
+def _share(accuracy: Any, *, sign: bool = False) -> str:
+    style = "+.3f" if sign else ".3f"
+    low, high = accuracy["ci95"]
+    return f"{accuracy['value']:{style}} (95% {low:{style}} to {high:{style}})"
 
 
-def failure_of(run: Run, code: int, log: Log) -> Failure:
-    """What the worker said itself, otherwise what its exit code and the end of its log say."""
-    failure, file = run.read_outcome().failure, str(run.worker_log)
-    number = -code if code < 0 else code - 128  # the second is srun's, of a command on another machine
-    if number not in KILLING:
-        number = next((number for number in log.signals() if number in KILLING), 0)
-    if number and (not failure or failure.class_ == "worker_crash"):  # one rank was, the others failed because of it
-        memory = "; out of host memory?" if number == signal.SIGKILL else ""
-        return Failure("killed", f"the worker was killed (signal {number}){memory}", file)
-    if failure:
-        return Failure(failure.class_, with_server_log(failure.message, run), file)
-    if nearly_full(run.folder):
-        return Failure("disk_full", str(DiskFull(run.folder)), file)
-    lines = [f"the worker ended with exit code {code}", *log.causes(), log.tail()]
-    return Failure("worker_crash", "\n".join(lines), file)
+def _seconds(timing: Any) -> str:
+    return f"{timing['median']:.3f} s{_spread(timing, '.3f')}, median of {timing['n']}"
+
+
+def _rate(timing: Any) -> str:
+    if not timing:
+        return "no"
+    return f"{timing['median']:,.0f}{_spread(timing, ',.0f')}"
+
+
+def _spread(timing: Any, style: str) -> str:
+    spread = stats.spread(timing)
+    return f" ({spread[0]} {spread[1][0]:{style}} to {spread[1][1]:{style}})" if spread else ""
+
+
+def _warning(sign: Mapping[str, Any]) -> list[str]:
+    """What a sign says, and the start of the completion that shows it."""
+    lines = [f"  warning          {escape(sign['message'])}"]
+    if sample := sign.get("sample"):
+        shown = sample if len(sample) <= SAMPLE else f"{sample[:SAMPLE]}..."
+        lines.append(f"    for example    {escape(repr(shown))}")
+    return lines
+
+
+def _bars(times: Mapping[str, Any]) -> list[str]:
+    """The phases of the median step as bars."""
+    medians = {phase: times[phase]["median"] for phase in PHASES if times.get(phase)}
+    whole = sum(medians.values()) or 1.0
+    return [
+        f"    {phase:<9}{seconds:8.3f} s {seconds / whole:4.0%} {'█' * round(BAR * seconds / whole)}"
+        for phase, seconds in medians.items()
+        if seconds > 0
+    ]

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,10 +40,11 @@ def run_app(app: Callable[[], Any]) -> int:
         return refuse(explain(error))
     except PointFailed:
         return 1
+    except KeyboardInterrupt:  # while nothing runs yet, or not any more: a job has its own way
+        return INTERRUPTED
     except RAW as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+            return _full(error)
         # hydra-optuna-sweeper 1.3 asks for the best of its trials although none has a value.
         if "No trials are completed yet" in str(error):
             print("error: no trial of the search has a value", file=sys.stderr)
@@ -58,6 +60,8 @@ def run_app(app: Callable[[], Any]) -> int:
 RAW = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError, OSError, yaml.YAMLError)
 """What Hydra 1.3, OmegaConf 2.3 and PyYAML raise, beside errors of their own, for a request that they cannot read."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
 _READERS = ("hydra", "omegaconf", "antlr4", "yaml")
 
 
@@ -89,18 +93,30 @@ def refuse(message: str) -> int:
     return 2
 
 
+def _full(error: OSError) -> int:
+    """Say that there is no room; the exit code that goes with it."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the process by SystemExit, which Hydra passes on silently, at a refusal or a failed run in this block. Paths
-    are relative to the directory in which the command was started, whatever hydra.job.chdir is."""
+    """End the process by SystemExit, which Hydra passes on silently, at a refusal, a failed run, Ctrl-C or a full disk
+    in this block. Paths are relative to the directory in which the command was started, whatever hydra.job.chdir is."""
     if HydraConfig.initialized():
         os.chdir(HydraConfig.get().runtime.cwd)
     try:
         yield
-    except (RequestError, OmegaConfBaseException) as error:
+    except (RequestError, HydraException, OmegaConfBaseException) as error:
         sys.exit(refuse(explain(error)))
     except RunFailed as error:
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        sys.exit(_full(error))
 
 
 LINES, WIDTH = 3, 1000

@@ -8,10 +8,10 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from grpo_lab.conductor.request import AUTO, Request
-from grpo_lab.config import model as policy
+from grpo_lab.config import model as checkpoint
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.jobs import EvaluateConfig
 from grpo_lab.config.redaction import redact
@@ -28,9 +28,22 @@ from grpo_lab.planner.layout import allowed_gpus, one_slice_each
 from grpo_lab.planner.modes import COLOCATE, OFF, SERVER, mode
 from grpo_lab.planner.parts import Command
 from grpo_lab.server.command import PATIENT, QUIET, cpu_env
-from grpo_lab.store.folder import Evaluation
 
 BATCH = {"transformers": 64, "vllm": 4096}
+AUTO = "auto"
+"""vllm.mode where nobody asked for one: vLLM where it works."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Whose answers are judged."""
+
+    label: str
+    """`before`, `step N`, or `model` for one that no run trained."""
+    path: str
+    """Folder or hub id of a whole model."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter on it."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +82,27 @@ class EvaluationPlan:
         return f"transformers, {where} ({self.because})"
 
 
-def make_plan(request: Request, machine: Machine) -> EvaluationPlan:
+def make_plan(config: Config, policy: Policy, machine: Machine) -> EvaluationPlan:
     """Raises RequestError for what cannot work."""
-    check_request(request.config)
-    check_secrets(request.config)
-    _check_engines(request.config.vllm.dp)
-    asked = request.config.evaluate
+    check_request(config)
+    check_secrets(config)
+    _check_engines(config.vllm.dp)
+    asked = config.evaluate
     samples = _samples(asked)
-    gpus = allowed_gpus(dataclasses.replace(request.config, nodes=1, hosts=None), machine)
-    config, because = _settled(request.config, machine, on_gpu=bool(gpus))
+    gpus = allowed_gpus(dataclasses.replace(config, nodes=1, hosts=None), machine)
+    config, because = _settled(config, machine, on_gpu=bool(gpus))
     backend = "transformers" if because else "vllm"
     if backend == "vllm":
         if gpus and len(gpus) < config.vllm.tp:
             raise RequestError(f"vllm.tp={config.vllm.tp}: {len(gpus)} GPUs may be used")
         gpus = one_slice_each(gpus[: config.vllm.tp])
-    shape, dtype = policy.shape(config.model), _dtype(config, on_gpu=bool(gpus))
+    shape, dtype = checkpoint.shape(config.model), _dtype(config, on_gpu=bool(gpus))
     return EvaluationPlan(
         backend=backend,
         because=because,
-        policy=request.policy.label,
-        model_path=request.policy.path,
-        adapter=request.policy.adapter,
+        policy=policy.label,
+        model_path=policy.path,
+        adapter=policy.adapter,
         dtype=dtype,
         gpus=gpus,
         k=tuple(sorted(set(asked.k))),
@@ -167,7 +180,7 @@ def _with_vllm(config: Config, **changes: Any) -> Config:
 def _checked(config: Config, machine: Machine, *, on_gpu: bool) -> Config:
     check_upstream(config, machine)
     check_vllm(config, machine, on_gpu=on_gpu)
-    check_shape(config, policy.shape(config.model), on_gpu=on_gpu)
+    check_shape(config, checkpoint.shape(config.model), on_gpu=on_gpu)
     return config
 
 
@@ -187,10 +200,9 @@ def _engine(config: Config, dtype: str, *, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def name_of(request: Request, plan: EvaluationPlan) -> str:
+def name_of(config: Config, plan: EvaluationPlan) -> str:
     """`<data>-<hash>`: the same for the same problems, weights and sampling. Which k are reported is left out, because
     it changes no completion; so is where the run lies."""
-    config = request.config
     decided = {key: value for key, value in dataclasses.asdict(plan).items() if key not in ("k", "because", "gpus")}
     if plan.policy.startswith("step"):
         decided |= {"model_path": None, "adapter": plan.adapter is not None}
@@ -199,18 +211,18 @@ def name_of(request: Request, plan: EvaluationPlan) -> str:
     return f"{str(config.data.get('_target_', '')).rpartition('.')[2]}-{digest}"
 
 
-def commands_of(request: Request, plan: EvaluationPlan, machine: Machine, work: Evaluation) -> list[Command]:
+def commands_of(config: Config, plan: EvaluationPlan, machine: Machine, folder: Path) -> list[Command]:
     """What to run, in order: random weights where the model needs them and they are not there yet, then the answers."""
-    prepare = prepare_of(request.config, policy.location(request.config.model), work.folder)
+    prepare = prepare_of(config, checkpoint.location(config.model), folder)
     env = {**environment(plan.gpus), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    env[RUN_VARIABLE] = str(work.folder.resolve())
+    env[RUN_VARIABLE] = str(folder.resolve())
     env |= few_cores(machine, 1)
     if not plan.gpus:
         env |= {**PATIENT, "OMP_NUM_THREADS": str(machine.cores)}
     if plan.backend == "vllm":
         env |= QUIET | ({} if plan.gpus else _cpu_env(plan, machine))
-    env |= {key: str(value) for key, value in request.config.vllm.env.items()}
-    answer = Command((sys.executable, "-m", "grpo_lab.worker.evaluate", str(work.folder)), env)
+    env |= {key: str(value) for key, value in config.vllm.env.items()}
+    answer = Command((sys.executable, "-m", "grpo_lab.worker.evaluate", str(folder)), env)
     return [command for command in (prepare, answer) if command]
 
 

@@ -9,21 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
-from grpo_lab.conductor.preflight import check_targets
+from grpo_lab.conductor import job
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.naming import label
 from grpo_lab.config.redaction import redact, redact_argument
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
-from grpo_lab.planner.bench import BenchPlan
-from grpo_lab.planner.bench import make_plan as plan_bench
-from grpo_lab.planner.parts import Ports
-from grpo_lab.planner.train import Plan, make_plan
-from grpo_lab.predictor.check import check as check_fit
-from grpo_lab.predictor.check import check_bench
-from grpo_lab.predictor.choice import settled
 from grpo_lab.store import records
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run, Sweep
@@ -94,7 +88,7 @@ def freeze(
 
 def _planned(point: Point, config: Config, backend: Backend) -> Point:
     try:
-        need = need_of(config, backend.machine, point.folder)
+        need = need_of(config, backend.machine)
     except RequestError as error:
         return dataclasses.replace(point, refused=str(error))
     if need.nodes > 1 and not backend.spans:
@@ -115,23 +109,17 @@ def whole_config(composer: Composer, point: Point) -> DictConfig:
     return whole
 
 
-def need_of(config: Config, machine: Machine, folder: Path) -> Need:
+def need_of(config: Config, machine: Machine) -> Need:
     """What the run occupies. Raises RequestError if it cannot run on such a machine."""
     results.check_objective(config.objective)
     share, have = config.launcher.gpus_per_job, len(machine.gpus)
     if share is not None and not 1 <= share <= have:
         raise RequestError(f"launcher.gpus_per_job={share}: this machine has {have} GPUs")
-    seen = dataclasses.replace(machine, gpus=machine.gpus[:share])
-    plan: Plan | BenchPlan
-    if config.kind == "bench":
-        plan = plan_bench(config, seen, folder=folder, ports=Ports(0, 0, 0))
-        check_bench(config, plan, seen)
-    else:
-        config = settled(config, seen, say=lambda text: None)
-        plan = make_plan(config, seen, folder=folder, ports=Ports(0, 0, 0))
-        check_fit(config, plan, seen)
-        check_targets(config)
-    pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(config.gpus, list) else ()
+    point = job.of(config, dataclasses.replace(machine, gpus=machine.gpus[:share]))
+    point.choose(Console(quiet=True), on_paper=True)
+    point.decide(job.NO_PORTS)
+    plan = point.plan
+    pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(point.config.gpus, list) else ()
     each = plan.gpus_per_node
     cores = machine.cores * each // have if each else plan.devices
     if plan.nodes > 1:

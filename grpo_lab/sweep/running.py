@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import FrameType
 
+from grpo_lab.conductor.signals import handled
 from grpo_lab.config.schema import LauncherConfig
 from grpo_lab.machine.logs import Log
 from grpo_lab.store.folder import Sweep
@@ -47,16 +47,12 @@ def stop_signals() -> Iterator[Stop]:
     """Ctrl-C and SIGTERM: the first lets points save what they have, the second ends them."""
     stop = Stop()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int) -> None:
         stop.since = stop.since or time.monotonic()
         stop.times, stop.number = stop.times + 1, number
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(on_signal):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Course:

@@ -21,7 +21,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from grpo_lab.bench import DEFAULTS
+from grpo_lab.conductor.bench import DEFAULTS
 from grpo_lab.config import compose as configuration
 from grpo_lab.config import model as policy
 from grpo_lab.config.compose import CONF, identity
@@ -286,7 +286,7 @@ def test_what_cannot_work_is_refused(as_bench: None, overrides: list[str], messa
 def test_a_point_needs_its_layouts_gpus_and_no_more(as_bench: None) -> None:
     for overrides, gpus in ((["vllm.tp=2"], 2), (["vllm.tp=2", "vllm.dp=2"], 4)):
         config = asked("model=qwen2.5-7b", "vllm=server", *overrides)
-        need = need_of(config, dataclasses.replace(with_gpus(8), cores=16), Path("runs/x"))
+        need = need_of(config, dataclasses.replace(with_gpus(8), cores=16))
         assert need == Need(gpus=gpus, cores=2 * gpus)
 
 

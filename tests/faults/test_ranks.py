@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_lab.conductor.train import failure_of
+from grpo_lab.conductor.children import failure_of
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run

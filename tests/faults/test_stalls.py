@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo_lab.conductor import watchdog
-from grpo_lab.conductor.train import past_nccl
+from grpo_lab.conductor.children import past_nccl
 from grpo_lab.conductor.watchdog import Watchdog
 from grpo_lab.config.schema import TimeoutsConfig
 from grpo_lab.machine.gpus import Machine

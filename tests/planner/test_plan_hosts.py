@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lab.conductor.train import check_engines
+from grpo_lab.conductor.children import check_engines
 from grpo_lab.config.errors import RequestError
 from grpo_lab.machine.logs import Log
 from grpo_lab.machine.nodes import LOCAL, Host, read_hosts
