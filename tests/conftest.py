@@ -68,9 +68,9 @@ def cli(
 
 
 @contextmanager
-def running(*overrides: str) -> Iterator[subprocess.Popen[str]]:
+def running(*overrides: str, module: str = "grpo_lab.train") -> Iterator[subprocess.Popen[str]]:
     """The same command in the background; killed at the end, whatever the test found."""
-    argv = [sys.executable, "-m", "grpo_lab.train", *overrides]
+    argv = [sys.executable, "-m", module, *overrides]
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield process

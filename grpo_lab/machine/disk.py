@@ -55,6 +55,13 @@ def is_full(error: BaseException, path: Path) -> bool:
     return "inline_container" in str(error) and nearly_full(path)
 
 
+def full_disk(error: BaseException, folder: Path) -> DiskFull | None:
+    """The full disk behind an exception of somebody else's code; None where it is another failure."""
+    if isinstance(error, DiskFull):
+        return error
+    return DiskFull(Path(getattr(error, "filename", None) or folder)) if is_full(error, folder) else None
+
+
 def nearly_full(path: Path) -> bool:
     return shutil.disk_usage(_existing(path)).free < NEARLY_FULL
 

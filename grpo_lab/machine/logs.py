@@ -10,7 +10,7 @@ from pathlib import Path
 PREFIX = re.compile(r"^(\([^()]* pid=\d+\) ?)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
 """What vLLM's logging puts before a line: `(EngineCore pid=12) ERROR 11-21 08:21:08 [core.py:129] `."""
 
-EXCEPTION = re.compile(r"^((\w+\.)*[A-Z]\w*(Error|Exception|Interrupt|Failure)\b(: |$)|\S+: error: )")
+EXCEPTION = re.compile(r"^((\w+\.)*[A-Z]\w*(Error|Exception|Interrupt|Failure|Full)\b(: |$)|\S+: error: )")
 CONSEQUENCE = re.compile(
     r"Engine core initialization failed|Engine core proc .* died|EngineDeadError|WorkerProc initialization failed"
     r"|Failed core proc|process failed to start|died unexpectedly|CancelledError|KeyboardInterrupt|TCPStore|BrokenPipe"

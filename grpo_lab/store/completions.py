@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from grpo_lab.machine.disk import writing
+from grpo_lab.store.files import write_parquet
 from grpo_lab.store.folder import Run
 
 
@@ -21,14 +21,8 @@ def gather(run: Run) -> None:
         with contextlib.suppress(ArrowInvalid):
             tables.append(parquet.read_table(file))
             needed += file.stat().st_size
-    draft = run.completions.with_name(f".{run.completions.name}")
-    try:
-        if tables:
-            with writing(run.completions, needed):
-                parquet.write_table(concat_tables(tables), draft)
-            draft.replace(run.completions)
-    finally:
-        draft.unlink(missing_ok=True)
+    if tables:
+        write_parquet(concat_tables(tables), run.completions, needed)
 
 
 @dataclass(frozen=True)

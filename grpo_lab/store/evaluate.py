@@ -13,6 +13,7 @@ from grpo_lab.config.errors import RequestError
 from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.rewards.held_out import rule_text
 from grpo_lab.store import stats
+from grpo_lab.store.files import write_parquet
 from grpo_lab.store.folder import Evaluation, Row
 from grpo_lab.store.records import Env, EvaluationResult, read
 
@@ -29,15 +30,13 @@ class Tally:
 
 
 def gather(work: Evaluation) -> None:
-    """Make one file of the parts, in the order of the problems."""
+    """Make one file of the parts, in the order of the problems. Raises DiskFull."""
     from pyarrow import concat_tables, parquet
 
     tables = [parquet.read_table(file) for file in sorted(work.parts.glob("part-*.parquet"))]
     seconds = math.fsum(float(table.schema.metadata[b"seconds"]) for table in tables)
     whole = concat_tables([table.replace_schema_metadata(None) for table in tables])
-    draft = work.records.with_name(f".{work.records.name}")
-    parquet.write_table(whole.replace_schema_metadata({"seconds": str(seconds)}), draft)
-    draft.replace(work.records)
+    write_parquet(whole.replace_schema_metadata({"seconds": str(seconds)}), work.records)
     shutil.rmtree(work.parts)
 
 

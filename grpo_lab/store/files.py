@@ -42,3 +42,16 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content, or None where the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_parquet(table: Any, path: Path, needed: int | None = None) -> None:
+    """Replace a file in one step. `table`: pyarrow's. Raises DiskFull; the file is then as it was."""
+    from pyarrow import parquet
+
+    draft = path.with_name(f".{path.name}")
+    try:
+        with writing(path, needed):
+            parquet.write_table(table, draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

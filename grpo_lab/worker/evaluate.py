@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from hydra.utils import get_method
-from pyarrow import Table, bool_, field, int64, parquet, schema, string
+from pyarrow import Table, bool_, field, int64, schema, string
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lab.config import compose as configuration
@@ -26,6 +26,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.store import records
+from grpo_lab.store.files import write_parquet
 from grpo_lab.store.folder import Evaluation, Row
 from grpo_lab.store.records import Progress
 from grpo_lab.worker.rewards import Reward, held_out_rule, right
@@ -160,10 +161,7 @@ def _text(prompt: Any) -> str:
 
 def _save(path: Path, records: list[Row], seconds: float) -> None:
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    table = Table.from_pylist(records, schema=SCHEMA).replace_schema_metadata({"seconds": str(seconds)})
-    parquet.write_table(table, draft)
-    draft.replace(path)
+    write_parquet(Table.from_pylist(records, schema=SCHEMA).replace_schema_metadata({"seconds": str(seconds)}), path)
 
 
 def _backend(

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.schema import Config
-from grpo_lab.machine.disk import DiskFull, is_full
+from grpo_lab.machine.disk import DiskFull, full_disk
 from grpo_lab.machine.logs import OUT_OF_MEMORY
 from grpo_lab.planner.train import Plan
 from grpo_lab.store import folder as store
@@ -83,9 +83,7 @@ def _recognized(error: BaseException, run: Run) -> BaseException:
     """The failure behind an exception of somebody else's code."""
     if BROKEN_SAMPLING in str(error):
         return NotANumber(f"the model's probabilities are NaN or infinite, so its weights are broken ({error})")
-    if not isinstance(error, DiskFull) and is_full(error, run.folder):
-        return DiskFull(Path(getattr(error, "filename", None) or run.folder))
-    return error
+    return full_disk(error, run.folder) or error
 
 
 def _explain(error: BaseException) -> tuple[str, str]:

@@ -353,6 +353,7 @@ def test_points_of_a_sweep_are_benches(tmp_path: Path) -> None:
             0,
         )
         assert result["metrics"] == result["loads"][0]["metrics"]
+        assert not list(folder.rglob(".ballast"))
         assert result["metrics"]["generated_tokens_per_s"]["n"] == 3
         assert result["metrics"]["ttft_s"] is None
         assert result["metrics"]["startup_s"] > 0
@@ -382,6 +383,7 @@ def test_stopped_and_killed_it_leaves_no_process_and_the_same_command_measures_a
         assert not carriers(RUN_VARIABLE, str(run.folder))
         assert [row["step"] for row in run.rows()][:1] == [1]
         assert not run.result.exists()
+        assert run.ballast.exists() == (number == signal.SIGKILL)
     other = bench(*words, "bench.repeats=2")
     assert other.returncode == 2
     assert "holds a run of another config" in other.stderr

@@ -100,6 +100,7 @@ def test_pass_at_k_is_that_of_the_records(straight: tuple[Run, str]) -> None:
     assert result["backend"] == "transformers"
     assert "transformers, CPU (vllm=off)" in shown
     assert store.load(run.folder) == []  # an evaluation is no run
+    assert not Run(work.folder).ballast.exists()
 
 
 def test_completions_are_judged_and_counted(straight: tuple[Run, str]) -> None:
@@ -228,6 +229,14 @@ def refused(*words: str, message: str) -> None:
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert message in ended.stderr
     assert 1 <= len(ended.stderr.strip().splitlines()) <= 3
+
+
+def test_a_dry_run_shows_the_command_and_leaves_nothing(runs_of_others: Path) -> None:
+    ended = evaluate(str(runs_of_others / "one"), "vllm=off", "vllm.env.MY_API_KEY=planted", "dry_run=true")
+    assert ended.returncode == 0, ended.stderr
+    assert "grpo_lab.worker.evaluate" in ended.stdout
+    assert "planted" not in ended.stdout
+    assert not list(runs_of_others.glob("*/evaluations"))
 
 
 def test_the_command_itself_loads_no_heavy_package(runs_of_others: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from grpo_lab.config.model import ASSETS
 from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.machine.disk import DiskFull, check_room, writing
 from grpo_lab.store import checkpoints, completions
@@ -19,7 +21,7 @@ from grpo_lab.store import folder as store
 from grpo_lab.store import picture as curve
 from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Result
-from tests.conftest import SHORT, cli, failure_message
+from tests.conftest import SHORT, cli, failure_message, running, wait_for_step
 from tests.faults.rewards import fill
 
 QUICK = [*SHORT, "eval.enabled=false", "grpo.save_steps=1", "grpo.generation_batch_size=16", "rewards=[]"]
@@ -117,6 +119,49 @@ def test_a_disk_that_is_full_from_the_start(small_disk: Callable[[str], Path]) -
     assert f"error: {FULL}: {disk / 'one'}" in ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
     assert not Run(disk / "one").config.exists()
+
+
+def test_a_disk_that_fills_under_a_bench(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("100m")
+    run = Run(disk / "one")
+    quick = ["bench.prompts=4", "bench.num_generations=2", "bench.prompt_len=8", "bench.completion_len=4"]
+    endless = [*quick, "bench.warmup=0", "bench.repeats=100000", "vllm=off", "tracker=none"]
+    with running(*endless, f"runs_dir={disk}", "name=one", module="grpo_lab.bench") as process:
+        wait_for_step(run, 1)
+        fill(disk / "filler")
+        shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, shown
+    assert "Traceback" not in shown
+    assert "failed: disk_full" in shown
+    failure = store.read_json(run.result)["failure"]
+    assert failure["class"] == "disk_full"
+    assert failure["message"].startswith(f"{FULL}: {run.folder}/")
+    assert not run.ballast.exists()
+
+
+def test_a_disk_that_fills_under_an_evaluation(small_disk: Callable[[str], Path]) -> None:
+    """What was answered is kept: with room again the same command goes on."""
+    disk = small_disk("100m")
+    words = [str(ASSETS / "tiny"), "data=arithmetic", "evaluate.problems=64", "evaluate.batch_size=1", "vllm=off"]
+    words.append(f"runs_dir={disk}")
+    with running(*words, module="grpo_lab.evaluate") as process:
+        deadline = time.monotonic() + 200
+        while not (parts := list(disk.glob("*/evaluations/*/parts/part-*"))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        fill(disk / "filler")
+        shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, shown
+    assert "Traceback" not in shown
+    assert "failed: disk_full" in shown
+    folder = parts[0].parents[1]
+    assert f"{FULL}: {folder}/" in shown
+    assert not Run(folder).ballast.exists()
+    kept = len(list(parts[0].parent.glob("part-*")))
+    assert 0 < kept < 64
+    (disk / "filler").unlink()
+    ended = cli(*words, module="grpo_lab.evaluate")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "n=64 problems" in ended.stdout
 
 
 def test_every_writer_names_its_file_and_leaves_the_old_one(small_disk: Callable[[str], Path]) -> None:

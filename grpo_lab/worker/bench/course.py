@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
+from grpo_lab.machine.disk import DiskFull, full_disk
 from grpo_lab.machine.logs import OUT_OF_MEMORY
 from grpo_lab.machine.power import metered
 from grpo_lab.planner.bench import BenchPlan
@@ -51,11 +52,16 @@ def _report(run: Run, kind: type[BaseException], error: BaseException, trace: Tr
     """The last word of a failing process; of several the first one tells."""
     sys.__excepthook__(kind, error, trace)
     if run.read_outcome().failure is None:
+        error = full_disk(error, run.folder) or error
+        if isinstance(error, DiskFull):
+            run.ballast.unlink(missing_ok=True)
         failure = Failure(_class_of(error), str(error) or kind.__name__, str(run.worker_log))
         run.update_outcome(failure=failure)
 
 
 def _class_of(error: BaseException) -> str:
+    if isinstance(error, DiskFull):
+        return "disk_full"
     if OUT_OF_MEMORY.search(str(error)):
         return "oom"
     if isinstance(error, BenchFailed | RequestError):
