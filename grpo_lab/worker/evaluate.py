@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config
+from grpo_lab.machine.disk import DiskFull
 from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import data_arguments
 from grpo_lab.store import records
 from grpo_lab.store.files import write_parquet
-from grpo_lab.store.folder import Evaluation, Row
+from grpo_lab.store.folder import Evaluation, Row, Run
 from grpo_lab.store.records import Progress
 from grpo_lab.worker.rewards import Reward, held_out_rule, right
 
@@ -270,6 +271,9 @@ def main() -> None:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except DiskFull:
+        Run(work.folder).ballast.unlink(missing_ok=True)  # room for the log
+        raise
     finally:
         shutil.rmtree(work.merged, ignore_errors=True)
 

@@ -154,7 +154,7 @@ def test_a_disk_that_fills_under_an_evaluation(small_disk: Callable[[str], Path]
     assert "Traceback" not in shown
     assert "failed: disk_full" in shown
     folder = parts[0].parents[1]
-    assert f"{FULL}: {folder}/" in shown
+    assert f"{FULL}: {folder}" in shown
     assert not Run(folder).ballast.exists()
     kept = len(list(parts[0].parent.glob("part-*")))
     assert 0 < kept < 64
