@@ -1,4 +1,4 @@
-"""What was decided: who generates on which GPUs, started how, and who asks."""
+"""Plan of a bench: the engines, their GPUs, how they are started, and the process that measures."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ BATCHED_TOKENS = 4096
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Has the parts of a training run's plan that starting, sweeps and results look at, under the same names."""
+    """Plan of a bench, with the parts that a training run's plan has as well under the same names."""
 
     mode: str
     trainer_gpus: tuple[str, ...]
-    """Of engines in the measuring processes."""
+    """Ids, of engines in the measuring processes."""
     server_gpus: tuple[str, ...]
     tp: int
     dp: int
     loads: tuple[Load, ...]
     model_path: str
     dtype: str
-    """Of transformers' weights."""
+    """Type of transformers' weights."""
     server: ServerPlan | None
     url: str | None
-    """Where to ask; None where the measuring processes generate themselves."""
+    """Address of the server; None where the measuring processes generate themselves."""
     trainer: tuple[Command, ...]
-    """The one command that measures: a client of the server, or the processes that generate."""
+    """Command that measures: a client of the server, or the processes that generate."""
     engine: Mapping[str, Any]
     """Arguments of a colocated vLLM."""
     weight_transfer: str | None
@@ -84,7 +84,7 @@ class BenchPlan:
         return self.generating_devices
 
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
-        """All that is started, in order."""
+        """Commands in the order in which they start, each with its role."""
         if self.prepare is not None:
             yield "prepare", self.prepare
         if self.server is not None:
@@ -129,8 +129,8 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
 
 
 def _generating(config: Config) -> Config:
-    """Without what only training uses, whose checks would speak of keys that a bench does not read. vLLM makes random
-    weights where it needs them: those of 32B would be 65 GB to write and to read."""
+    """Drop the sections that only training uses, whose checks would name keys that a bench does not read. vLLM makes
+    random weights where it needs them: on disk, a 32B model's would be 65 GB to write and to read."""
     if config.nodes > 1:
         raise RequestError(f"nodes={config.nodes}: a bench runs on one machine; nodes=1")
     if config.vllm.sleep:
@@ -168,7 +168,7 @@ def _check_lengths(config: Config, loads: tuple[Load, ...], context: int | None)
 
 
 def _check_engines(config: Config, loads: tuple[Load, ...]) -> None:
-    """Every engine must get work: whole prompts where each process asks its own engine, completions of a server."""
+    """Refuse engines without work: whole prompts where each process asks its own engine, completions of a server."""
     served = mode(config.vllm.mode).served
     for load in loads:
         work = load.in_flight * (load.num_generations if served else 1)

@@ -1,4 +1,4 @@
-"""What was decided: with what the completions are sampled, how many at a time, and where they are kept."""
+"""Plan of an evaluation: the generator, the sampling, completions at a time, and the folder of the answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EvaluationPlan:
     backend: str
     """`vllm` or `transformers`."""
     because: str
-    """Why not vLLM, for the user; empty otherwise."""
+    """Reason for transformers instead of vLLM, for the user; empty with vLLM."""
     policy: str
     model_path: str
     adapter: str | None
@@ -126,7 +126,7 @@ def _check_engines(dp: int) -> None:
 
 
 def _samples(asked: EvaluateConfig) -> int:
-    """Completions a problem, once they suffice for every k."""
+    """Completions a problem. Raises RequestError where they do not suffice for every k."""
     if not asked.k or min(asked.k) < 1:
         raise RequestError(f"evaluate.k={asked.k}: one number or more, each at least 1, as in evaluate.k=1,4")
     samples = max(asked.k) if asked.samples is None else asked.samples
@@ -185,7 +185,7 @@ def _checked(config: Config, machine: Machine, *, on_gpu: bool) -> Config:
 
 
 def _dtype(config: Config, *, on_gpu: bool) -> str:
-    """What the trainer computes in: on GPUs bf16 unless it was told otherwise."""
+    """Type in which the trainer computes: on GPUs bf16 unless grpo.bf16=false."""
     return "bfloat16" if on_gpu and config.grpo.get("bf16", True) else config.model.dtype
 
 

@@ -1,4 +1,4 @@
-"""Who gets which GPUs, and what that makes of the batch."""
+"""GPUs and machines for each role, and the batch that follows from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grpo_lab.planner.parts import Batch, Roles
 
 
 def allowed_gpus(config: Config, machine: Machine) -> tuple[str, ...]:
-    """Ids of those that the run may use, on each of its hosts."""
+    """Ids of the GPUs that the run may use, on each of its hosts."""
     have = tuple(gpu.id for gpu in machine.gpus)
     if config.gpus == "auto":
         return have
@@ -124,7 +124,7 @@ def _on_several(config: Config, gpus: tuple[str, ...], hosts: tuple[Host, ...], 
 
 
 def _trainer_share(config: Config, hosts: int, gpus: tuple[str, ...]) -> tuple[int, int]:
-    """(processes, of them on each host) of a trainer that has the hosts for itself."""
+    """Processes of a trainer that has the hosts for itself: in all, and on each host."""
     processes = config.trainer_gpus or hosts * max(1, len(gpus))
     each = _share("trainer_gpus", processes, hosts)
     if gpus and each > len(gpus):
@@ -134,7 +134,7 @@ def _trainer_share(config: Config, hosts: int, gpus: tuple[str, ...]) -> tuple[i
 
 
 def _share(key: str, total: int, hosts: int) -> int:
-    """What each of the hosts gets. Raises RequestError where that is not the same for all."""
+    """Share of each host. Raises RequestError where the shares would differ."""
     if total % hosts:
         nearby = " or ".join(str(size) for size in (total // hosts * hosts, (total // hosts + 1) * hosts) if size)
         raise RequestError(f"{key}={total} does not spread evenly over {hosts} machines; next ones: {nearby}")
@@ -147,8 +147,8 @@ def prompts_of(grpo: Mapping[str, Any]) -> int:
 
 
 def batch_of(grpo: Mapping[str, Any], processes: int, *, hosts: int = 1, together: int = 1) -> Batch:
-    """`hosts`: the trainer's, over which its processes must spread evenly; `together`: completions that no pass may
-    part."""
+    """Divide the completions of a step. `hosts`: machines of the trainer, over which its processes must spread evenly;
+    `together`: completions that no pass may part."""
     completions, generations = int(grpo["generation_batch_size"]), int(grpo["num_generations"])
     limit = int(grpo["per_device_train_batch_size"])
     if limit < together:

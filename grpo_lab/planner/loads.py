@@ -1,4 +1,4 @@
-"""What is asked of the engines: loads, and the requests of their rounds."""
+"""Loads of a bench, and the requests of their rounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grpo_lab.config.errors import RequestError, nearest
 from grpo_lab.config.jobs import BenchConfig
 
 DEFAULT = "default"
-"""Name of the only load where none is named."""
+"""Name of the load where bench.loads is empty."""
 NAME = re.compile(r"[\w.-]+")
 _LENGTHS, _TOKENS = 0, 1
 """Streams of random numbers."""
@@ -47,7 +47,7 @@ class Load:
         return min(self.prompts, self.concurrency or self.prompts)
 
     def asked(self) -> dict[str, Any]:
-        """What makes the work, as result.json has it."""
+        """Keys that make the work, as result.json has them."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in ("name", "timed_every")}
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Request:
 
 
 KEYS = ("prompts", "num_generations", "prompt_len", "completion_len", "concurrency", "timed_every")
-"""Of BenchConfig, which a load may change."""
+"""Keys of BenchConfig that a load may change."""
 
 
 def loads_of(bench: BenchConfig) -> tuple[Load, ...]:

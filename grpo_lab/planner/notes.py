@@ -1,4 +1,4 @@
-"""What a run over several machines does that a user may not expect."""
+"""Notes on a run over several machines, for what a user may not expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan is made of."""
+"""Parts of a plan."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Ports:
 
 @dataclass(frozen=True)
 class Roles:
-    """Who runs where. Each host of a role has the same share of it."""
+    """Hosts and GPUs of trainer and server. Each host of a role has the same share of it."""
 
     processes: int
-    """Of the trainer, on all its hosts together."""
+    """Processes of the trainer, on all its hosts together."""
     trainer: tuple[Host, ...]
     trainer_gpus: tuple[str, ...]
     """Ids, on each of the trainer's hosts."""
     server: tuple[Host, ...] = ()
-    """None in the other modes, and for a server that runs already."""
+    """Empty in the other modes, and for a server that runs already."""
     server_gpus: tuple[str, ...] = ()
 
 
@@ -60,4 +60,4 @@ class Command:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
-    """Where it runs; the command gets there by itself."""
+    """Machine that it runs on; the command gets there by itself."""

@@ -1,4 +1,4 @@
-"""What was decided: arithmetic on a :class:`Config` and a :class:`Machine` that gives a frozen :class:`Plan`.
+"""Plan of a training run: arithmetic on a :class:`Config` and a :class:`Machine` that gives a frozen :class:`Plan`.
 
 Pure: it starts nothing, writes nothing and refuses what cannot work with the reason and the way out.
 Only this package counts GPUs.
@@ -60,11 +60,11 @@ class Plan:
     trl: Mapping[str, Any]
     """Arguments of the trainer's config, GRPOConfig in most cases."""
     trainer: tuple[Command, ...]
-    """One for each of its machines."""
+    """Commands of the trainer, one for each of its machines."""
     server: ServerPlan | None
-    """On the conductor's machine."""
+    """Server on the conductor's machine; None in other modes and for a server that runs already."""
     engines: tuple[Command, ...]
-    """What the server needs on further machines."""
+    """Commands of the server's engines on further machines."""
     engine: Mapping[str, Any]
     """Engine arguments of a colocated vLLM beyond those that TRL passes."""
     weight_transfer: str | None
@@ -72,9 +72,9 @@ class Plan:
     prepare: Command | None
     """Makes the checkpoint with random weights, if it is not in the cache."""
     peak_flops: float | None
-    """Of all GPUs of the run together, dense bf16; None where unknown."""
+    """FLOP/s of all GPUs of the run together, dense bf16; None where unknown."""
     notes: tuple[str, ...] = ()
-    """What a user should know before the run starts."""
+    """Notes for the user, shown before the run starts."""
 
     @property
     def generation(self) -> Mode:
@@ -82,12 +82,12 @@ class Plan:
 
     @property
     def gpus(self) -> int:
-        """Of the whole run, on all its machines."""
+        """Number of GPUs of the whole run, on all its machines."""
         return len(self.trainer_gpus) * len(self.trainer_hosts) + len(self.server_gpus) * len(self.server_hosts)
 
     @property
     def gpus_per_node(self) -> int:
-        """That each machine of the run must have."""
+        """GPUs that each machine of the run must have."""
         return self.gpus if self.nodes == 1 else max(len(self.trainer_gpus), len(self.server_gpus))
 
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
@@ -113,7 +113,7 @@ class Plan:
 
 
 def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -> Plan:
-    """Decide who does what.
+    """Decide which GPU and which process does what.
 
     Raises:
         RequestError: for what cannot work, naming the value and the way out.
