@@ -18,8 +18,8 @@ from grpo_lab.planner.modes import mode
 from grpo_lab.planner.parts import Ports
 from grpo_lab.predictor.check import advice_bench, check_bench
 from grpo_lab.store import bench as summing
-from grpo_lab.store import stats
-from grpo_lab.store.folder import Row
+from grpo_lab.store import measures, stats
+from grpo_lab.store.estimates import estimate
 from grpo_lab.store.records import Failure, Result
 
 DEFAULTS = Config(
@@ -83,37 +83,23 @@ def generation(plan: BenchPlan, machine: Machine) -> str:
 
 def table(result: Result) -> Table:
     """Speeds and latencies of each load."""
-    table = Table(title=f"{result.status}, median of {_rounds(result)} rounds", title_justify="left", box=SIMPLE_HEAD)
+    shown = measures.on_terminal("bench")
+    rounds = estimate(shown[0].field(result.metrics))
+    kind = "range" if rounds and rounds.ranged else "95% interval"
+    title = f"{result.status}, median and {kind} of {rounds.n if rounds else 0} rounds, p99"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("load", overflow="fold")
-    for column in ("tokens/s", _interval(result), "per GPU", "TTFT s, p99", "ITL ms, p99"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for measure in shown:
+        table.add_column(f"{measure.terminal}, {measure.unit}", justify="right")
     for load in result.loads or ():
-        table.add_row(load["name"], *_cells(load["metrics"]))
+        table.add_row(load["name"], *(_cell(measure.field(load["metrics"])) for measure in shown))
     return table
 
 
-def _interval(result: Result) -> str:
-    """Heading of the column beside the speeds."""
-    return "95%" if _rounds(result) >= stats.LEAST else "range"
-
-
-def _rounds(result: Result) -> int:
-    speed = result.metrics["generated_tokens_per_s"]
-    return speed["n"] if speed else 0
-
-
-def _cells(metrics: Row) -> list[str]:
-    speed = metrics["generated_tokens_per_s"]
-    if not speed:
-        return ["not measured", "", "", "", ""]
-    spread = stats.spread(speed)
-    interval = "{:,.0f} to {:,.0f}".format(*spread[1]) if spread else ""
-    each = metrics["generated_tokens_per_s_per_gpu"]["median"]
-    waits = [_latency(metrics["ttft_s"], 1, 3), _latency(metrics["itl_s"], 1000, 2)]
-    return [f"{speed['median']:,.0f}", interval, f"{each:,.0f}", *waits]
-
-
-def _latency(latency: Any, scale: int, digits: int) -> str:
-    if not latency:
+def _cell(field: Any) -> str:
+    """Median, interval, and the 99th percentile where there is one, below each other."""
+    measured = estimate(field)
+    if measured is None:
         return "not measured"
-    return f"{latency['median'] * scale:.{digits}f}, {latency['p99'] * scale:.{digits}f}"
+    high = estimate(field.get("p99"))
+    return "\n".join(line for line in (*measured.text(), f"p99 {high.text()[0]}" if high else "") if line)

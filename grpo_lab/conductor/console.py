@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -114,7 +115,7 @@ class Progress:
             return
         rows = self.rows
         self._warn(rows)
-        self.show(step_line(rows, progress.total) if rows else f"training: first step | {clock(waited)}")
+        self.show(step_line(Pace.of(rows, progress.total)) if rows else f"training: first step | {clock(waited)}")
 
     def _warn(self, rows: Sequence[Row]) -> None:
         """Say each sign of ill health once, when it first shows."""
@@ -126,18 +127,43 @@ class Progress:
         self._judged = len(rows)
 
 
-def step_line(rows: Sequence[Row], total: int) -> str:
+@dataclass(frozen=True)
+class Pace:
+    """Where a run that trains is, of `total` steps."""
+
+    step: int
+    total: int
+    reward: float | None
+    """Mean of the last RECENT steps, as is `step_s`."""
+    tokens_per_s: float | None
+    """Generated in the last step."""
+    step_s: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], total: int) -> Pace:
+        last, recent = rows[-1], rows[-RECENT:]
+        rewards = [row["reward"] for row in recent if row.get("reward") is not None]
+        return cls(
+            last["step"],
+            total,
+            statistics.fmean(rewards) if rewards else None,
+            last.get("generated_tokens_per_s"),
+            statistics.fmean(row["step_time_s"] for row in recent),
+        )
+
+    @property
+    def left(self) -> str:
+        return clock(self.step_s * (self.total - self.step))
+
+
+def step_line(pace: Pace) -> str:
     """Step, reward, tokens a second, time left."""
-    row = rows[-1]
-    pace = statistics.fmean(row["step_time_s"] for row in rows[-RECENT:])
-    rewards = [row["reward"] for row in rows[-RECENT:] if row.get("reward") is not None]
-    parts = [f"step {row['step']}/{total}"]
-    if rewards:
-        parts.append(f"reward {statistics.fmean(rewards):.3f}")
-    if row.get("generated_tokens_per_s"):
-        parts.append(f"{row['generated_tokens_per_s']:,.0f} tokens/s generated")
-    parts += [f"{pace:.2f} s a step", f"{clock(pace * (total - row['step']))} left"]
-    return " | ".join(parts)
+    parts = [f"step {pace.step}/{pace.total}"]
+    if pace.reward is not None:
+        parts.append(f"reward {pace.reward:.3f}")
+    if pace.tokens_per_s:
+        parts.append(f"{pace.tokens_per_s:,.0f} tokens/s generated")
+    return " | ".join([*parts, f"{pace.step_s:.2f} s a step", f"{pace.left} left"])
 
 
 def clock(seconds: float) -> str:

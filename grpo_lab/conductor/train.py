@@ -27,9 +27,10 @@ from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.predictor.check import advice
 from grpo_lab.predictor.check import check as check_fit
 from grpo_lab.predictor.choice import settled
-from grpo_lab.store import completions, stats
+from grpo_lab.store import completions, measures
 from grpo_lab.store import picture as curve
 from grpo_lab.store import train as results
+from grpo_lab.store.estimates import Estimate, estimate
 from grpo_lab.store.measures import PHASES
 from grpo_lab.store.records import Failure, Result
 
@@ -136,43 +137,30 @@ def summary(result: Result) -> list[str]:
     """The end of a run: accuracy, times, signs of ill health."""
     metrics = result.metrics
     trainer = algorithm(result.algorithm or AlgorithmConfig.kind).suffix()
-    lines = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}"]
-    if metrics["accuracy_after"]:
-        lines.append(
-            f"  held-out pass@1  {_share(metrics['accuracy_before'])} -> {_share(metrics['accuracy_after'])}"
-            f"   gain {_share(metrics['accuracy_gain'], sign=True)}   n={metrics['accuracy_after']['n']}"
-        )
-    elif metrics["accuracy_before"]:
-        lines.append(
-            f"  held-out pass@1  {_share(metrics['accuracy_before'])} before   n={metrics['accuracy_before']['n']}"
-        )
-    if metrics["step_time_s"]:
-        skipped = f"first {result.warmup_steps} left out"
-        lines.append(f"  step time        {_seconds(metrics['step_time_s'])}, {skipped}")
-        lines += _bars(metrics["time_s"])
-        lines.append(f"  generation       {_rate(metrics['generated_tokens_per_s'])} completion tokens/s")
+    lines = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}, the first {result.warmup_steps} not timed"]
+    lines += _accuracy(metrics)
+    for measure in measures.on_terminal("train"):
+        if measured := estimate(measure.field(metrics)):
+            lines.append(f"  {measure.terminal:<17}{_shown(measured, measure.unit)}, median of {measured.n}")
+            lines += _bars(metrics["time_s"]) if measure.name == "step_time_s" else []
     return lines + [line for sign in (result.warnings or {}).values() for line in _warning(sign)]
 
 
-def _share(accuracy: Any, *, sign: bool = False) -> str:
-    style = "+.3f" if sign else ".3f"
-    low, high = accuracy["ci95"]
-    return f"{accuracy['value']:{style}} (95% {low:{style}} to {high:{style}})"
+def _accuracy(metrics: Mapping[str, Any]) -> list[str]:
+    """The line of the held-out accuracy; none where it was not measured."""
+    before, after, gain = (estimate(metrics[f"accuracy_{name}"]) for name in ("before", "after", "gain"))
+    both = [measured for measured in (before, after) if measured]
+    if not both:
+        return []
+    change = f"   gain {_shown(gain, sign='+')}" if gain else "" if after else " before"
+    return [f"  held-out pass@1  {' -> '.join(map(_shown, both))}{change}   n={both[-1].n}"]
 
 
-def _seconds(timing: Any) -> str:
-    return f"{timing['median']:.3f} s{_spread(timing, '.3f')}, median of {timing['n']}"
-
-
-def _rate(timing: Any) -> str:
-    if not timing:
-        return "no"
-    return f"{timing['median']:,.0f}{_spread(timing, ',.0f')}"
-
-
-def _spread(timing: Any, style: str) -> str:
-    spread = stats.spread(timing)
-    return f" ({spread[0]} {spread[1][0]:{style}} to {spread[1][1]:{style}})" if spread else ""
+def _shown(measured: Estimate, unit: str = "", sign: str = "") -> str:
+    """`0.373 s (95% 0.341 to 0.428)`."""
+    value, interval = measured.text(sign)
+    kind = "range" if measured.ranged else "95%"
+    return " ".join([value, *([unit] if unit else []), *([f"({kind} {interval})"] if interval else [])])
 
 
 def _warning(sign: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import shlex
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from grpo_lab.conductor.console import RECENT, clock
+from grpo_lab.conductor.console import RECENT, Pace, clock
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
 from grpo_lab.store.folder import Row
@@ -101,20 +100,13 @@ class _Watch:
             return progress.phase, "", "", ""
         fresh, self._offset = store.read_new_rows(self._run.metrics, self._offset)
         self._rows = (self._rows + fresh)[-RECENT:]
-        return facts(self._rows, progress.total) if self._rows else (f"0/{progress.total}", "", "", "")
+        return facts(Pace.of(self._rows, progress.total)) if self._rows else (f"0/{progress.total}", "", "", "")
 
 
-def facts(rows: Sequence[Row], total: int) -> tuple[str, str, str, str]:
-    last = rows[-1]
-    rewards = [row["reward"] for row in rows if row.get("reward") is not None]
-    pace = statistics.fmean(row["step_time_s"] for row in rows)
-    speed = last.get("generated_tokens_per_s")
-    return (
-        f"{last['step']}/{total}",
-        f"{statistics.fmean(rewards):.3f}" if rewards else "",
-        f"{speed:,.0f}" if speed else "",
-        clock(pace * (total - last["step"])),
-    )
+def facts(pace: Pace) -> tuple[str, str, str, str]:
+    reward = "" if pace.reward is None else f"{pace.reward:.3f}"
+    speed = f"{pace.tokens_per_s:,.0f}" if pace.tokens_per_s else ""
+    return f"{pace.step}/{pace.total}", reward, speed, pace.left
 
 
 def headline(failure: Failure) -> str:

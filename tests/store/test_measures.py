@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grpo_lab.conductor import console, display
+from grpo_lab.conductor import bench as conductor_bench
+from grpo_lab.conductor import train as conductor_train
 from grpo_lab.config.errors import RequestError
 from grpo_lab.predictor.parts import PREDICTED
 from grpo_lab.reporter import contents, rows
@@ -73,7 +74,8 @@ def test_a_row_in_the_list_adds_a_metric(kind: str, tmp_path: Path) -> None:
 
     result = records.Result(kind=kind, status="finished", metrics=metrics, loads=tuple(loads.get("loads", ())))
     screen = Console(file=io.StringIO(), width=200)
-    {"train": console, "bench": display}[kind].summary(screen, Run(tmp_path), result, None)
+    for part in conductor_train.summary(result) if kind == "train" else [conductor_bench.table(result)]:
+        screen.print(part)
     assert "toys made" in screen.file.getvalue()  # type: ignore[attr-defined]
     assert "3.000" in screen.file.getvalue()  # type: ignore[attr-defined]
 
