@@ -21,6 +21,8 @@ from grpo_lab.store.folder import Row, Run
 LEAST_STEPS = 10
 RISE = 0.1
 """Of the accuracy reward (of the reward where there is none): that it went up."""
+BESIDE = 0.1
+"""Rise of the accuracy reward, as a share of the whole reward's, below which another reward was learned."""
 SHORT_TOKENS, SHORTER = 16, 0.25
 """Completions shorter than a literal: mean tokens at the end, and their share of those at the start."""
 DOMINANT, PROMPTS = 0.5, 8
@@ -43,6 +45,10 @@ class Ends:
     first: float | None
     last: float | None
 
+    @property
+    def rise(self) -> float | None:
+        return None if self.first is None or self.last is None else self.last - self.first
+
     def both(self, test: Callable[[float, float], bool]) -> bool:
         return self.first is not None and self.last is not None and test(self.first, self.last)
 
@@ -50,6 +56,7 @@ class Ends:
 @dataclass(frozen=True)
 class Measured:
     accuracy: Ends
+    reward: Ends
     tokens: Ends
     cut_off: Ends
     entropy: Ends
@@ -77,6 +84,7 @@ def measure(run: Run) -> Measured | None:
     accuracy = "rewards/accuracy/mean" if any("rewards/accuracy/mean" in row for row in last) else "reward"
     return Measured(
         accuracy=_ends(first, last, accuracy),
+        reward=_ends(first, last, "reward"),
         tokens=_ends(first, last, "completions/mean_length"),
         cut_off=_ends(first, last, "completions/clipped_ratio"),
         entropy=_ends(first, last, "entropy"),
@@ -107,6 +115,11 @@ def _is_short(found: Measured) -> bool:
     return fell and found.accuracy.both(lambda first, last: last - first >= RISE)
 
 
+def _learned_another(ends: Measured) -> bool:
+    rise, of_accuracy = ends.reward.rise, ends.accuracy.rise
+    return rise is not None and of_accuracy is not None and rise >= RISE and of_accuracy < BESIDE * rise
+
+
 SIGNS: dict[str, tuple[Callable[[Measured], bool], Callable[[Measured], str], Callable[[Measured], str]]] = {
     "short_completions": (
         _is_short,
@@ -120,6 +133,14 @@ SIGNS: dict[str, tuple[Callable[[Measured], bool], Callable[[Measured], str], Ca
         lambda found: found.dominant >= DOMINANT,
         lambda found: f"one and the same completion answers {found.dominant:.0%} of the last prompts",
         lambda found: found.common,
+    ),
+    "another_reward": (
+        _learned_another,
+        lambda ends: (
+            f"the reward rose by {ends.reward.rise:.2f} and the accuracy reward by {ends.accuracy.rise:.2f}:"
+            " the policy learned one of the other rewards"
+        ),
+        lambda ends: ends.sample,
     ),
     "copied_prompts": (
         lambda found: found.copied.both(lambda first, last: last >= COPIED and last - first >= COPIED_RISE),

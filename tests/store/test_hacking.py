@@ -21,6 +21,7 @@ from grpo_lab.store.folder import Row, Run
 STEPS = 30
 HEALTHY: dict[str, tuple[float, float]] = {
     "rewards/accuracy/mean": (0.52, 0.76),
+    "reward": (0.7, 0.95),
     "completions/mean_length": (14.0, 15.6),
     "completions/clipped_ratio": (0.0, 0.0),
     "entropy": (0.19, 0.05),
@@ -58,6 +59,7 @@ HACKED: dict[str, dict[str, Any]] = {
     "copied_prompts": {"text": early(right, boxed)},
     "short_completions": {"completions__mean_length": (96.0, 8.0)},
     "one_completion": {"text": early(right, lambda step, prompt: "The answer is 42.")},
+    "another_reward": {"reward": (0.0, 0.208), "rewards__accuracy__mean": (0.0, 0.009)},
     "cut_off_completions": {"completions__clipped_ratio": (0.1, 1.0)},
     "entropy_collapse": {"entropy": (0.4, 0.0001)},
 }
