@@ -206,7 +206,8 @@ def failure_of(run: Run, code: int, log: Log) -> Failure:
     if failure:
         return Failure(failure.class_, with_server_log(failure.message, run), file)
     causes = log.causes()
-    full = next((cause[cause.index(SAID) :] for cause in causes if SAID in cause), None)
+    # DiskFull names the file; the library's error that it came from stands before it.
+    full = max((cause[cause.index(SAID) :] for cause in causes if SAID in cause), key=len, default=None)
     if full or nearly_full(run.folder):
         return Failure("disk_full", full or str(DiskFull(run.folder)), file)
     return Failure("worker_crash", "\n".join([f"the worker ended with exit code {code}", *causes, log.tail()]), file)
