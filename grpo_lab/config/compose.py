@@ -44,6 +44,8 @@ NOT_IDENTITY = (
 """Keys that change no result."""
 _BENCH_IDENTITY = ("kind", "model", "vllm", "bench", "seed", "gpus")
 """All that can change what a bench measures."""
+_LATER: dict[str, Any] = {"simplified": True, "relative_tolerance": 0.0, "step_timeout_s": 120.0}
+"""Parameters of rewards that are younger than runs that are to be found again, with the defaults that do not count."""
 _SPEED_ONLY = (("vllm", "fast_output"),)
 """Keys of groups that change how long a run takes and nothing else."""
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
@@ -102,6 +104,9 @@ def identity(config: Config) -> str:
     everything = redact(asdict(config))
     for room, key in _SPEED_ONLY:
         del everything[room][key]
+    for reward in everything["rewards"].values():
+        for key in [key for key, default in _LATER.items() if reward.get(key, ...) == default]:
+            del reward[key]
     keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
     asked = {key: everything[key] for key in keys}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
