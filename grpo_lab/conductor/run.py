@@ -23,6 +23,7 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import DiskFull
 from grpo_lab.machine.gpus import Machine, gpu_memory_gib, read_machine
 from grpo_lab.machine.nodes import read_hosts
+from grpo_lab.planner.checks.combinations import unresumable
 from grpo_lab.planner.parts import Command
 from grpo_lab.server.command import ServerPlan
 from grpo_lab.server.exposure import check_url
@@ -153,6 +154,8 @@ def settle_folder(run: Run, config: Config, console: Console) -> Result | None:
         console.print("  finished before; resume=false runs it again", highlight=False)
         return result
     checkpoint = run.last_checkpoint()
+    if checkpoint and (reason := unresumable(config.grpo)):
+        raise RequestError(f"{run.folder} cannot go on from step {checkpoint[1]}: {reason}; resume=false starts over")
     if checkpoint and config.resume is None:
         raise RequestError(
             f"{run.folder} was left at step {checkpoint[1]}: resume=true goes on from there, resume=false starts over"

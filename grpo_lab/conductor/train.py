@@ -21,6 +21,7 @@ from grpo_lab.config.schema import AlgorithmConfig, Config
 from grpo_lab.machine.disk import DiskFull
 from grpo_lab.machine.gpus import Machine, read_machine
 from grpo_lab.planner.algorithms import algorithm
+from grpo_lab.planner.checks.combinations import unresumable
 from grpo_lab.planner.modes import mode
 from grpo_lab.planner.parts import Ports
 from grpo_lab.planner.train import Plan, make_plan
@@ -84,10 +85,10 @@ class Train(RunJob[Plan]):
         ]
 
     def where_stopped(self) -> str:
-        checkpoint = self.run.last_checkpoint()
-        return (
-            f"at step {checkpoint[1]}; resume=true goes on from there" if checkpoint else "before the first checkpoint"
-        )
+        if (checkpoint := self.run.last_checkpoint()) is None:
+            return "before the first checkpoint"
+        goes_on = unresumable(self.config.grpo) is None
+        return f"at step {checkpoint[1]}; " + ("resume=true goes on from there" if goes_on else "it cannot be resumed")
 
     def advice(self) -> str:
         return advice(self.config, self.plan, read_machine(self.config.gpus))

@@ -184,6 +184,29 @@ def test_stopped_and_resumed_equals_straight(number: signal.Signals, runs: Path,
     assert losses(broken) == losses(straight)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["grpo.save_only_model=true"], "leaves optimizer"),
+        (["grpo.beta=0.1", "grpo.sync_ref_model=true", "grpo.ref_model_sync_steps=2"], "reference model is not part"),
+    ],
+)
+def test_what_cannot_be_resumed_exactly_is_refused(options: list[str], reason: str, runs: Path) -> None:
+    asked, run = [*STEPS, "grpo.save_steps=1", *options, f"runs_dir={runs}", "name=broken"], Run(runs / "broken")
+    with running(*asked) as process:
+        wait_for_step(run, 3)
+        process.send_signal(signal.SIGTERM)
+        shown, _ = process.communicate(timeout=60)
+    assert "it cannot be resumed" in shown
+    rows = run.rows()
+    for again in ([], ["resume=true"]):
+        refused = cli(*asked, *again)
+        assert refused.returncode == 2
+        assert reason in refused.stderr
+        assert "resume=false starts over" in refused.stderr
+    assert run.rows() == rows
+
+
 def losses(run: Run) -> list[tuple[int, float, float]]:
     rows = run.rows()
     assert [row["step"] for row in rows] == list(range(1, 21))

@@ -34,6 +34,11 @@ def test_every_shipped_algorithm_plans(name: str) -> None:
     assert plan.batch.completions == 64
 
 
+@pytest.mark.parametrize("start", ["true", "gaussian", "orthogonal"])
+def test_adapters_that_begin_as_no_change_plan(start: str) -> None:
+    assert planned(ON_CPU, "peft=lora", f"peft.options.init_lora_weights={start}").batch.completions > 0
+
+
 REFUSED: list[tuple[Machine, list[str], str]] = [
     (ON_CPU, ["algorithm.kind=ppo"], "algorithm.kind=ppo: valid: "),
     (ON_CPU, ["algorithm=rloo", "grpo.scale_rewards=none"], "RLOOConfig has no such option"),
@@ -74,6 +79,19 @@ REFUSED: list[tuple[Machine, list[str], str]] = [
     (with_gpus(2), ["peft=qlora", "distributed=fsdp2"], "not sharded"),
     (with_gpus(2), ["peft=qlora", "distributed=zero3_offload"], "not sharded"),
     (with_gpus(1), ["peft=lora", "peft.options.target_modules=[q_proj,lm_head]"], "leave lm_head out"),
+    *(
+        (
+            ON_CPU,
+            ["peft=lora", f"peft.options.init_lora_weights={start}"],
+            f"init_lora_weights={start.lower()}: the model",
+        )
+        for start in ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "eva", "lora_ga", "false")
+    ),
+    (
+        with_gpus(1),
+        ["peft=lora", "vllm=colocate", "peft.options.trainable_token_indices=[1,2]"],
+        "vLLM has no such weights",
+    ),
     (with_gpus(1), ["peft=lora", "grpo.sync_ref_model=true", "grpo.beta=0.1"], "the model without it"),
     (with_gpus(1), ["grpo.sync_ref_model=true"], "without grpo.beta"),
     (with_gpus(1), ["grpo.auto_find_batch_size=true"], "lower grpo.per_device_train_batch_size"),

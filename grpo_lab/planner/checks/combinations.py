@@ -17,9 +17,37 @@ def check_combinations(config: Config) -> None:
             raise RequestError(reason)
 
 
+NO_OP = (True, "true", "gaussian", "orthogonal", "mica")
+"""Values of init_lora_weights with which an adapter changes nothing before it is trained."""
+
+
+def unresumable(grpo: dict[str, Any]) -> str | None:
+    """The option with which a checkpoint lacks what an exact resumption takes, and what that is."""
+    if grpo.get("save_only_model"):
+        return "grpo.save_only_model=true leaves optimizer, learning rate and random numbers out of checkpoints"
+    if grpo.get("sync_ref_model"):
+        return "grpo.sync_ref_model=true: the synchronised reference model is not part of checkpoints"
+    return None
+
+
 def _adapter(config: Config) -> Iterator[tuple[bool, str]]:
     peft, kind = config.peft, config.distributed.kind
     targets, quantized = peft.options.get("target_modules"), peft.kind == "qlora"
+    start = peft.options.get("init_lora_weights", True)
+    # peft issue 2184: PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA put a part of the base into the adapter; False adds noise.
+    yield (
+        peft.kind != "none" and (start.lower() if isinstance(start, str) else start) not in NO_OP,
+        f"peft.options.init_lora_weights={str(start).lower()}: the model without its adapter would not be the one that"
+        " training starts from, which is the reference of the KL penalty and what checkpoints are loaded on;"
+        " peft.options.init_lora_weights=true, gaussian or orthogonal",
+    )
+    yield (
+        peft.kind != "none"
+        and mode(config.vllm.mode).engines
+        and peft.options.get("trainable_token_indices") is not None,
+        f"peft.options.trainable_token_indices: vLLM has no such weights (vllm={config.vllm.mode}); leave it out,"
+        " or vllm=off",
+    )
     yield (
         peft.kind != "none" and isinstance(targets, list) and "lm_head" in targets,
         "peft.options.target_modules: TRL takes log-probabilities from lm_head's own weights, so an adapter on it would"
