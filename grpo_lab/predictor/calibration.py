@@ -57,8 +57,8 @@ class Measurement:
         """The same phases."""
         if set(self.seconds) == {"generate"} and self.layout.generation.engines:
             return {"generate": speed.generation(self.work, self.layout, self.card, known)}
-        found = asdict(speed.phases(self.work, self.layout, self.card, known))
-        return {phase: found[phase] for phase in self.seconds}
+        phases = asdict(speed.phases(self.work, self.layout, self.card, known))
+        return {phase: phases[phase] for phase in self.seconds}
 
     def error(self, known: Coefficients) -> float:
         """Of the predicted tokens a second, relative to the measured."""
@@ -84,25 +84,25 @@ class Calibration:
 
 def calibrate(measurements: Sequence[Measurement]) -> Calibration:
     """From those whose speed was measured. Raises RequestError where there is none."""
-    measurements = [one for one in measurements if one.seconds]
+    measurements = [point for point in measurements if point.seconds]
     if not measurements:
         raise RequestError("no finished measurement to calibrate with")
     (known, hosts), left_out = fit(measurements), leave_one_out(measurements)
     return Calibration(
         known,
         _spread(list(left_out.values())) if left_out else None,
-        tuple(sorted({(one.card.name, one.layout.mode) for one in measurements})),
+        tuple(sorted({(point.card.name, point.layout.mode) for point in measurements})),
         tuple(
             {
-                "name": one.name,
-                "model": one.model,
-                "card": one.card.name,
-                "layout": str(one.layout),
-                "source": one.source,
-                "error": round(one.error(known), 4),
-                "error_without_this_model": round(left_out[one.name], 4) if one.name in left_out else None,
+                "name": point.name,
+                "model": point.model,
+                "card": point.card.name,
+                "layout": str(point.layout),
+                "source": point.source,
+                "error": round(point.error(known), 4),
+                "error_without_this_model": round(left_out[point.name], 4) if point.name in left_out else None,
             }
-            for one in measurements
+            for point in measurements
         ),
         hosts,
     )
@@ -116,11 +116,11 @@ def _spread(errors: Sequence[float]) -> float:
 def leave_one_out(measurements: Sequence[Measurement]) -> dict[str, float]:
     """Name -> relative error of the predicted tokens a second where the fit saw nothing of that model. Empty if all are
     of one model."""
-    models = {one.model for one in measurements}
+    models = {point.model for point in measurements}
     errors: dict[str, float] = {}
     for model in models if len(models) > 1 else ():
-        known, _ = fit([one for one in measurements if one.model != model])
-        errors |= {one.name: one.error(known) for one in measurements if one.model == model}
+        known, _ = fit([point for point in measurements if point.model != model])
+        errors |= {point.name: point.error(known) for point in measurements if point.model == model}
     return errors
 
 
@@ -129,8 +129,8 @@ def fit(measurements: Sequence[Measurement]) -> tuple[Coefficients, dict[str, fl
     it helps."""
     import numpy as np
 
-    names = [one.name for one in fields(Coefficients)]
-    hosts = sorted({one.host for one in measurements})
+    names = [field.name for field in fields(Coefficients)]
+    hosts = sorted({point.host for point in measurements})
     hosts = hosts if len(hosts) > 1 else []
     origin = np.log([*asdict(Coefficients()).values(), *(1.0 for _ in hosts)])
     width = np.array([*(PRIOR for _ in names), *(HOSTS for _ in hosts)])
@@ -143,8 +143,8 @@ def fit(measurements: Sequence[Measurement]) -> tuple[Coefficients, dict[str, fl
 
     def residuals(place: Any) -> Any:
         known, slow = read(place)
-        of_host = {one.host: known.on_host(slow.get(one.host, 1.0)) for one in measurements}
-        off = [error for one in measurements for error in _residuals(one, of_host[one.host])]
+        of_host = {point.host: known.on_host(slow.get(point.host, 1.0)) for point in measurements}
+        off = [error for point in measurements for error in _residuals(point, of_host[point.host])]
         return np.array([*off, *((place - origin) / width)])
 
     place, now = origin.copy(), residuals(origin)
@@ -159,9 +159,9 @@ def fit(measurements: Sequence[Measurement]) -> tuple[Coefficients, dict[str, fl
     return read(place)
 
 
-def _residuals(one: Measurement, known: Coefficients) -> Iterator[float]:
-    predicted, whole = one.predicted(known), sum(one.seconds.values())
-    for phase, seconds in one.seconds.items():
+def _residuals(measurement: Measurement, known: Coefficients) -> Iterator[float]:
+    predicted, whole = measurement.predicted(known), sum(measurement.seconds.values())
+    for phase, seconds in measurement.seconds.items():
         if seconds > 0 and predicted[phase] > 0:
             yield math.sqrt(seconds / whole) * math.log(predicted[phase] / seconds) / NOISE
 
@@ -171,14 +171,14 @@ def load(path: Path | None = None) -> Calibration:
     row = store.read_json(path or SHIPPED)
     if row is None:
         raise RequestError(f"plan.calibration={path}: no such file; python -m grpo_lab.plan calibrate writes one")
-    if set(row["coefficients"]) != {one.name for one in fields(Coefficients)}:
+    if set(row["coefficients"]) != {field.name for field in fields(Coefficients)}:
         raise RequestError(f"plan.calibration={path}: made by another version; python -m grpo_lab.plan calibrate again")
     covered = tuple((str(card), str(mode)) for card, mode in row["covered"])
     return Calibration(Coefficients(**row["coefficients"]), row["spread"], covered, tuple(row["points"]), row["hosts"])
 
 
-def save(found: Calibration, path: Path) -> None:
-    row = asdict(found)
+def save(calibration: Calibration, path: Path) -> None:
+    row = asdict(calibration)
     for numbers in ("coefficients", "hosts"):
         row[numbers] = {name: float(f"{value:.5g}") for name, value in row[numbers].items()}
     store.write_json(path, row)

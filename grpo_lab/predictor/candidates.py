@@ -59,8 +59,10 @@ def judged(config: Config, cluster: Cluster, calibration: Calibration) -> list[J
     """
     work = workload(config)
     room = replace(cluster, per_node=len(allowed_gpus(config, cluster.as_machine())))
-    found = [_judge(bare, one, left, work, room, calibration) for bare, one, left in candidates(config, room)]
-    return sorted(found, key=lambda one: (not one.runs, -one.tokens_per_s_per_gpu))
+    layouts = [
+        _judge(bare, candidate, left, work, room, calibration) for bare, candidate, left in candidates(config, room)
+    ]
+    return sorted(layouts, key=lambda candidate: (not candidate.runs, -candidate.tokens_per_s_per_gpu))
 
 
 def candidates(config: Config, cluster: Cluster) -> Iterator[tuple[Layout, Config, int]]:
@@ -71,8 +73,8 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[tuple[Layout, Confi
             spread = DistributedConfig(kind, config.distributed.offload and kind != "ddp")
             vllm = replace(config.vllm, mode=mode, tp=tp, dp=dp, sleep=config.vllm.sleep and modes.mode(mode).colocated)
             own = trainer if modes.mode(mode).served else None
-            one = replace(config, vllm=vllm, distributed=spread, trainer_gpus=own, nodes=cluster.nodes)
-            yield Layout(mode, tp, dp, trainer, kind, 0, 0, cluster.nodes), one, left
+            candidate = replace(config, vllm=vllm, distributed=spread, trainer_gpus=own, nodes=cluster.nodes)
+            yield Layout(mode, tp, dp, trainer, kind, 0, 0, cluster.nodes), candidate, left
 
 
 def _sizes(config: Config, each: int) -> list[int]:
@@ -116,27 +118,27 @@ def _judge(
     except RequestError as error:
         return _refused(config, name, str(error))
     card, serving = cluster.card, layout.trainer == 0
-    found = verdict.judge(own, layout, card)
-    one = Judged(
+    judgement = verdict.judge(own, layout, card)
+    candidate = Judged(
         config,
         name,
-        found,
+        judgement,
         layout.gpus,
         layout,
         largest_batch=0 if serving else verdict.largest_batch(own, layout, card),
         largest_completion=verdict.largest_completion(own, layout, card),
         note=_note(config, own, work),
     )
-    return one if found.kind == NO else _timed(one, own, cluster, calibration)
+    return candidate if judgement.kind == NO else _timed(candidate, own, cluster, calibration)
 
 
-def _timed(one: Judged, work: Workload, cluster: Cluster, calibration: Calibration) -> Judged:
-    layout, card, tokens = one.layout, cluster.card, work.completions * work.completion
+def _timed(judged: Judged, work: Workload, cluster: Cluster, calibration: Calibration) -> Judged:
+    layout, card, tokens = judged.layout, cluster.card, work.completions * work.completion
     assert layout is not None
     phases = speed.phases(work, layout, card, calibration.coefficients)
     return replace(
-        one,
-        note=" ".join(text for text in (one.note, _waves(work, layout, card)) if text),
+        judged,
+        note=" ".join(text for text in (judged.note, _waves(work, layout, card)) if text),
         phases=phases,
         tokens_per_s_per_gpu=tokens / phases.step / layout.gpus,
         generated_tokens_per_s=tokens / phases.generate,

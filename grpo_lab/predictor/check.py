@@ -31,12 +31,12 @@ def advice(config: Config, plan: Plan, machine: Machine) -> str:
     """To somebody whose run went out of memory: what was to be expected, and the way out where there is one."""
     if not plan.gpus:
         return ""
-    said = _expected(config, Layout.of(config, plan), machine)
+    expected = _expected(config, Layout.of(config, plan), machine)
     vllm = machine.versions.get("vllm", "")
     if plan.generation.served and leaks(vllm):
         left = f"leaves 2 GiB with the trainer at every sync, up to {STREAMS}, that only torch can use"
-        said += f"\nvLLM {vllm} {left}; {'.'.join(map(str, LEAKS_BELOW))} does not"
-    return said
+        expected += f"\nvLLM {vllm} {left}; {'.'.join(map(str, LEAKS_BELOW))} does not"
+    return expected
 
 
 def check_bench(config: Config, plan: BenchPlan, machine: Machine) -> tuple[str, ...]:
@@ -64,12 +64,12 @@ def _expected(config: Config, layout: Layout, machine: Machine) -> str:
     except RequestError:
         return ""
     card = smallest(machine)
-    found = verdict.judge(work, layout, card, own_server=config.vllm.url is None)
-    sizes = [f"{role} {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}" for role, need in found.needs.items()]
-    said = found.reason or f"fits, {', '.join(sizes)}"
-    smaller = verdict.largest_batch(work, layout, card) if layout.trainer and found.kind != NO else 0
-    said += f"; grpo.per_device_train_batch_size={smaller} fits" if 0 < smaller < layout.per_device else ""
-    return f"predicted: {said}; python -m grpo_lab.plan shows what needs the memory"
+    judgement = verdict.judge(work, layout, card, own_server=config.vllm.url is None)
+    sizes = [f"{role} {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}" for role, need in judgement.needs.items()]
+    answer = judgement.reason or f"fits, {', '.join(sizes)}"
+    smaller = verdict.largest_batch(work, layout, card) if layout.trainer and judgement.kind != NO else 0
+    answer += f"; grpo.per_device_train_batch_size={smaller} fits" if 0 < smaller < layout.per_device else ""
+    return f"predicted: {answer}; python -m grpo_lab.plan shows what needs the memory"
 
 
 def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]:
@@ -79,17 +79,17 @@ def _judged(config: Config, layout: Layout, machine: Machine) -> tuple[str, ...]
         work = workload(config)
     except RequestError:
         return ()
-    found = verdict.judge(work, layout, smallest(machine), own_server=config.vllm.url is None)
-    if found.kind == FITS:
+    judgement = verdict.judge(work, layout, smallest(machine), own_server=config.vllm.url is None)
+    if judgement.kind == FITS:
         return ()
-    if found.kind == NO and config.fit == "refuse":
-        raise RequestError(f"{found.reason} (predicted; fit=warn starts it all the same)")
-    return (f"{'will not fit' if found.kind == NO else 'may not fit'}: {found.reason}",)
+    if judgement.kind == NO and config.fit == "refuse":
+        raise RequestError(f"{judgement.reason} (predicted; fit=warn starts it all the same)")
+    return (f"{'will not fit' if judgement.kind == NO else 'may not fit'}: {judgement.reason}",)
 
 
 def smallest(machine: Machine) -> Card:
     """The GPU with the least memory; of a card without a preset its memory is all that is known."""
-    gpu = min(machine.gpus, key=lambda one: one.memory_gib)
+    gpu = min(machine.gpus, key=lambda card: card.memory_gib)
     return card_of(gpu.name, gpu.memory_gib) or Card(
         gpu.name, gpu.memory_gib * 2**30, 0.0, 0.0, 0.0, 0.0, "as the driver says"
     )

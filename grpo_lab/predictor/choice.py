@@ -42,36 +42,36 @@ def settled(config: Config, machine: Machine, *, say: Say, trial: Trial | None =
     check_limits(asked, "layout")
     if asked.choose == "manual":
         return config
-    found = _predicted(config, machine) if allowed_gpus(config, machine) else _on_cpu(config, machine)
-    chosen = found[0].config
+    layouts = _predicted(config, machine) if allowed_gpus(config, machine) else _on_cpu(config, machine)
+    chosen = layouts[0].config
     if asked.measure and trial is not None:
-        return _fastest(config, found[: asked.measure], say, trial)
-    if found[0].phases is not None:
-        say(f"layout=auto: {_margin(found)}")
+        return _fastest(config, layouts[: asked.measure], say, trial)
+    if layouts[0].phases is not None:
+        say(f"layout=auto: {_margin(layouts)}")
     elif asked.measure:
-        say(f"layout=auto: would time {'; '.join(one.name for one in found[: asked.measure])}")
+        say(f"layout=auto: would time {'; '.join(layout.name for layout in layouts[: asked.measure])}")
     return replace(chosen, layout=config.layout)
 
 
 def _predicted(config: Config, machine: Machine) -> list[Judged]:
     known = calibration.load(Path(config.plan.calibration) if config.plan.calibration else None)
-    found = judged(config, cluster("auto", machine, nodes=config.nodes), known)
-    runs = [one for one in found if one.runs]
+    layouts = judged(config, cluster("auto", machine, nodes=config.nodes), known)
+    runs = [layout for layout in layouts if layout.runs]
     if not runs:
-        reason = next((one.verdict.reason for one in found if one.verdict.needs), found[0].verdict.reason)
-        raise RequestError(f"layout=auto: no layout of this run fits; {found[0].name}: {reason}")
+        reason = next((layout.verdict.reason for layout in layouts if layout.verdict.needs), layouts[0].verdict.reason)
+        raise RequestError(f"layout=auto: no layout of this run fits; {layouts[0].name}: {reason}")
     return runs
 
 
-def _margin(found: list[Judged]) -> str:
-    best, second = found[0], next(iter(found[1:]), None)
-    said = (
+def _margin(layouts: list[Judged]) -> str:
+    best, second = layouts[0], next(iter(layouts[1:]), None)
+    margin = (
         f"{best.name}{f' {best.note}' if best.note else ''}, predicted {best.tokens_per_s_per_gpu:,.0f} tokens/s a GPU"
     )
     band = "" if best.band is None else f" (± {best.band:.0%})"
     if second is None:
-        return f"{said}{band}, the only one that runs"
-    return f"{said}{band}, {best.tokens_per_s_per_gpu / second.tokens_per_s_per_gpu - 1:.0%} before {second.name}"
+        return f"{margin}{band}, the only one that runs"
+    return f"{margin}{band}, {best.tokens_per_s_per_gpu / second.tokens_per_s_per_gpu - 1:.0%} before {second.name}"
 
 
 def _on_cpu(config: Config, machine: Machine) -> list[Judged]:
@@ -80,20 +80,20 @@ def _on_cpu(config: Config, machine: Machine) -> list[Judged]:
         raise RequestError(
             "layout=auto: no GPU here, and nothing is predicted for processors; layout.measure=3 times three layouts"
         )
-    found, refused = [], ""
+    layouts, refused = [], ""
     for bare in _on_cores(machine.cores):
         vllm = replace(config.vllm, mode=bare.mode, tp=bare.tp, dp=bare.dp)
         own = None if bare.generation.colocated else bare.trainer
-        one = replace(config, vllm=vllm, trainer_gpus=own, distributed=DistributedConfig())
+        candidate = replace(config, vllm=vllm, trainer_gpus=own, distributed=DistributedConfig())
         try:
-            make_plan(one, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0))
+            make_plan(candidate, machine, folder=Path("runs/plan"), ports=Ports(0, 0, 0))
         except RequestError as error:
             refused = refused or str(error)
             continue
-        found.append(Judged(one, str(bare), verdict.Verdict(verdict.FITS, "", {}), layout=bare))
-    if not found:
+        layouts.append(Judged(candidate, str(bare), verdict.Verdict(verdict.FITS, "", {}), layout=bare))
+    if not layouts:
         raise RequestError(f"layout=auto: no layout of this run can be planned here; {refused}")
-    return found
+    return layouts
 
 
 def _on_cores(cores: int) -> Iterator[Layout]:
@@ -106,36 +106,38 @@ def _on_cores(cores: int) -> Iterator[Layout]:
     yield Layout(SERVER.name, 1, 1, 1, "ddp", 0, 0)
 
 
-def _fastest(config: Config, found: list[Judged], say: Say, trial: Trial) -> Config:
+def _fastest(config: Config, layouts: list[Judged], say: Say, trial: Trial) -> Config:
     rates: dict[str, float] = {}
-    for one in found:
-        short = trial_of(config, one)
-        say(f"layout=auto: timing {one.name} over {STEPS} steps")
+    for layout in layouts:
+        short = trial_of(config, layout)
+        say(f"layout=auto: timing {layout.name} over {STEPS} steps")
         rate = trial(short)
         shutil.rmtree(Run(Path(short.runs_dir) / str(short.name)).checkpoints, ignore_errors=True)
         if rate:
-            rates[one.name] = rate
+            rates[layout.name] = rate
     order = sorted(rates, key=lambda name: -rates[name])
     if not order:
-        raise RequestError(f"layout=auto: none of the {len(found)} layouts that were timed ran; see {config.runs_dir}")
+        raise RequestError(
+            f"layout=auto: none of the {len(layouts)} layouts that were timed ran; see {config.runs_dir}"
+        )
     best = order[0]
     margin = (
         f", {rates[best] / rates[order[1]] - 1:.0%} before {order[1]}" if len(order) > 1 else ", the only one that ran"
     )
     say(f"layout=auto: {best}, measured {rates[best]:.3g} completions/s over {STEPS} steps{margin}")
-    return replace(next(one.config for one in found if one.name == best), layout=config.layout)
+    return replace(next(layout.config for layout in layouts if layout.name == best), layout=config.layout)
 
 
-def trial_of(config: Config, one: Judged) -> Config:
+def trial_of(config: Config, layout: Judged) -> Config:
     """A short run of the layout, in a folder of its own that a repeated command finds again."""
     steps = config.warmup_steps + STEPS
     return replace(
-        one.config,
+        layout.config,
         layout=LayoutConfig(),
-        grpo={**one.config.grpo, "max_steps": steps, "save_steps": steps},
+        grpo={**layout.config.grpo, "max_steps": steps, "save_steps": steps},
         eval=replace(config.eval, enabled=False),
         tracker=replace(config.tracker, kind="none"),
         objective=OBJECTIVE,
         runs_dir=str(Path(config.runs_dir) / TRIALS / configuration.identity(config)),
-        name=one.name.replace(" ", "-").replace(",", "").replace("=", ""),
+        name=layout.name.replace(" ", "-").replace(",", "").replace("=", ""),
     )

@@ -32,34 +32,36 @@ class Compared:
 
 
 def compare(measured: Measurement, known: Coefficients) -> Compared:
-    found = verdict.judge(measured.work, measured.layout, measured.card)
+    judgement = verdict.judge(measured.work, measured.layout, measured.card)
     left = memory.left_behind(measured.work, measured.layout, measured.vllm, measured.steps)
-    reserved = next(iter(found.needs.values())).total - memory.CONTEXT + left
-    gib = {role: (reserved if role == "trainer" else found.needs[role].total) / memory.GIB for role in measured.peaks}
-    return Compared(measured, measured.error(known) if measured.seconds else None, gib, found.kind)
+    reserved = next(iter(judgement.needs.values())).total - memory.CONTEXT + left
+    gib = {
+        role: (reserved if role == "trainer" else judgement.needs[role].total) / memory.GIB for role in measured.peaks
+    }
+    return Compared(measured, measured.error(known) if measured.seconds else None, gib, judgement.kind)
 
 
-def table(found: Sequence[Compared]) -> str:
+def table(compared: Sequence[Compared]) -> str:
     """A row for each, and what they come to."""
-    return "\n".join([markdown.table(COLUMNS, map(_row, found)), "", *_sum(found)]) + "\n"
+    return "\n".join([markdown.table(COLUMNS, map(_row, compared)), "", *_sum(compared)]) + "\n"
 
 
-def _row(one: Compared) -> list[str]:
-    measured = one.measured
-    speed = "" if one.speed is None else f"{one.speed:+.1%}"
+def _row(compared: Compared) -> list[str]:
+    measured = compared.measured
+    speed = "" if compared.speed is None else f"{compared.speed:+.1%}"
     ran = "out of memory" if measured.out_of_memory else "yes"
-    sizes = [_sizes(one.gib), _sizes(measured.peaks)]
-    return [measured.name, measured.model, str(measured.layout), speed, *sizes, one.verdict, ran]
+    sizes = [_sizes(compared.gib), _sizes(measured.peaks)]
+    return [measured.name, measured.model, str(measured.layout), speed, *sizes, compared.verdict, ran]
 
 
 def _sizes(gib: Mapping[str, float]) -> str:
     return ", ".join(f"{role} {size:.1f}" for role, size in gib.items())
 
 
-def _sum(found: Sequence[Compared]) -> list[str]:
-    errors = [abs(one.speed) for one in found if one.speed is not None]
-    peaks = [one.met(role) for one in found if not one.measured.out_of_memory for role in one.measured.peaks]
-    failed = [one for one in found if one.measured.out_of_memory]
+def _sum(several: Sequence[Compared]) -> list[str]:
+    errors = [abs(row.speed) for row in several if row.speed is not None]
+    peaks = [row.met(role) for row in several if not row.measured.out_of_memory for role in row.measured.peaks]
+    failed = [row for row in several if row.measured.out_of_memory]
     lines = []
     if errors:
         lines.append(
@@ -68,6 +70,6 @@ def _sum(found: Sequence[Compared]) -> list[str]:
     if peaks:
         lines.append(f"memory: {sum(peaks)} of {len(peaks)} peaks met within {CLOSE:.0%} or {CLOSE_GIB} GiB")
     if failed:
-        fitting = sum(one.verdict == verdict.FITS for one in failed)
+        fitting = sum(row.verdict == verdict.FITS for row in failed)
         lines.append(f"out of memory: {len(failed)}, of which {fitting} are predicted to fit")
     return lines

@@ -40,12 +40,12 @@ def read(paths: Iterable[Path]) -> list[Measurement]:
     Raises:
         RequestError: for a path that is neither.
     """
-    return [replace(one, host=str(path)) for path in paths for one in _of(path)]
+    return [replace(measurement, host=str(path)) for path in paths for measurement in _of(path)]
 
 
 def _of(path: Path) -> Sequence[Measurement]:
     if path.is_dir():
-        return [one for file in sorted(path.rglob("result.json")) for one in from_run(Run(file.parent))]
+        return [measurement for file in sorted(path.rglob("result.json")) for measurement in from_run(Run(file.parent))]
     if path.suffix == ".csv" and path.is_file():
         return from_csv(path)
     raise RequestError(f"{path}: neither a folder with runs nor a CSV file")
@@ -53,8 +53,8 @@ def _of(path: Path) -> Sequence[Measurement]:
 
 def from_run(run: Run) -> Iterator[Measurement]:
     result, env = records.must_read(run.result, Result), records.read(run.env, Env) or Env()
-    for one in _of_result(run, result, env):
-        yield replace(one, vllm=env.versions.get("vllm", ""), steps=result.steps)
+    for measurement in _of_result(run, result, env):
+        yield replace(measurement, vllm=env.versions.get("vllm", ""), steps=result.steps)
 
 
 def _of_result(run: Run, result: Result, env: Env) -> Iterator[Measurement]:
@@ -106,9 +106,9 @@ def from_csv(path: Path) -> list[Measurement]:
         rows = [row for row in csv.DictReader(file) if _failed(row) or (row.get("status") or "finished") == "finished"]
     configs = _composed([_overrides(row) for row in rows])
     return [
-        replace(one, vllm=row.get("vllm") or "", steps=int(config.grpo["max_steps"]))
+        replace(measurement, vllm=row.get("vllm") or "", steps=int(config.grpo["max_steps"]))
         for row, config in zip(rows, configs, strict=True)
-        if (one := _of_row(row, config, str(path)))
+        if (measurement := _of_row(row, config, str(path)))
     ]
 
 

@@ -21,26 +21,26 @@ from grpo_lab.predictor.workload import workload
 from grpo_lab.store import markdown
 
 
-def table(found: Sequence[Judged], config: Config, cluster: Cluster, *, top: int) -> str:
-    runs = [one for one in found if one.runs]
+def table(layouts: Sequence[Judged], config: Config, cluster: Cluster, *, top: int) -> str:
+    runs = [judged for judged in layouts if judged.runs]
     lines = [_heading(config, cluster), ""]
     if runs:
-        lines += [_COLUMNS, *(_line(one) for one in runs[:top])]
+        lines += [_COLUMNS, *(_line(judged) for judged in runs[:top])]
         lines += [f"{len(runs) - top} more that run, slower: plan.top={len(runs)}"] * (len(runs) > top)
         lines += ["", *_memory(runs[0], cluster)]
     else:
         lines.append("no layout of this run fits; the reasons below say what would help")
-    rest = sorted((one for one in found if not one.runs), key=_reason)
+    rest = sorted((judged for judged in layouts if not judged.runs), key=_reason)
     lines += ["", "not possible:"] if rest else []
     for reason, same in groupby(rest, key=_reason):
-        names = [one.name for one in same]
+        names = [judged.name for judged in same]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"  {'; '.join(names[:3])}{more}\n      {reason}")
     return "\n".join(lines) + "\n"
 
 
-def _reason(one: Judged) -> str:
-    return f"{one.verdict.kind}: {one.verdict.reason}"
+def _reason(judged: Judged) -> str:
+    return f"{judged.verdict.kind}: {judged.verdict.reason}"
 
 
 def _heading(config: Config, cluster: Cluster) -> str:
@@ -60,65 +60,65 @@ _COLUMNS = (
 )
 
 
-def _line(one: Judged) -> str:
-    assert one.phases is not None
-    band = "?" if one.band is None else f"{one.band:.0%}"
-    p = one.phases
-    used = " + ".join(f"{need.total / GIB:.0f}" for need in one.verdict.needs.values())
-    note = " ".join(text for text in (one.verdict.kind, one.verdict.reason, one.note) if text)
+def _line(row: Judged) -> str:
+    assert row.phases is not None
+    band = "?" if row.band is None else f"{row.band:.0%}"
+    p = row.phases
+    used = " + ".join(f"{need.total / GIB:.0f}" for need in row.verdict.needs.values())
+    note = " ".join(text for text in (row.verdict.kind, row.verdict.reason, row.note) if text)
     return (
-        f"{one.name:<42} {one.tokens_per_s_per_gpu:>12,.0f} {band:>5} {p.step:>8.2f} {p.generate:>7.2f} {p.sync:>6.2f}"
-        f" {p.logprobs:>7.2f} {p.train:>7.2f} {used:>20} {one.largest_batch:>6} {one.largest_completion:>8}  {note}"
+        f"{row.name:<42} {row.tokens_per_s_per_gpu:>12,.0f} {band:>5} {p.step:>8.2f} {p.generate:>7.2f} {p.sync:>6.2f}"
+        f" {p.logprobs:>7.2f} {p.train:>7.2f} {used:>20} {row.largest_batch:>6} {row.largest_completion:>8}  {note}"
     )
 
 
-def _memory(one: Judged, cluster: Cluster) -> list[str]:
+def _memory(judged: Judged, cluster: Cluster) -> list[str]:
     lines = [f"memory of the first on a GPU of {cluster.card.memory / GIB:.1f} GiB:"]
-    for role, need in one.verdict.needs.items():
+    for role, need in judged.verdict.needs.items():
         parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in need.parts.items() if size >= 0.05 * GIB)
         lines.append(f"  {role}: {need.total / GIB:.1f} GiB = {parts}")
     return lines
 
 
-def rows(found: Sequence[Judged], cluster: Cluster) -> list[dict[str, Any]]:
-    return [_row(one, cluster) for one in found]
+def rows(layouts: Sequence[Judged], cluster: Cluster) -> list[dict[str, Any]]:
+    return [_row(judged, cluster) for judged in layouts]
 
 
-def _row(one: Judged, cluster: Cluster) -> dict[str, Any]:
-    vllm, layout = one.config.vllm, one.layout
+def _row(judged: Judged, cluster: Cluster) -> dict[str, Any]:
+    vllm, layout = judged.config.vllm, judged.layout
     return {
-        "layout": one.name,
+        "layout": judged.name,
         "mode": vllm.mode,
         "tp": vllm.tp,
         "dp": vllm.dp,
         "trainer_gpus": layout.trainer if layout else None,
-        "distributed": one.config.distributed.kind,
+        "distributed": judged.config.distributed.kind,
         "hardware": cluster.card.name,
-        "gpus": one.gpus or None,
-        "verdict": one.verdict.kind,
-        "reason": one.verdict.reason or None,
-        "note": one.note or None,
-        "tokens_per_s_per_gpu": round(one.tokens_per_s_per_gpu, 1) if one.phases else None,
-        "generated_tokens_per_s": round(one.generated_tokens_per_s, 1) if one.phases else None,
-        "band": round(one.band, 3) if one.band is not None and one.phases else None,
-        "step_time_s": round(one.phases.step, 4) if one.phases else None,
-        "time_s": {key: round(value, 4) for key, value in asdict(one.phases).items()} if one.phases else None,
+        "gpus": judged.gpus or None,
+        "verdict": judged.verdict.kind,
+        "reason": judged.verdict.reason or None,
+        "note": judged.note or None,
+        "tokens_per_s_per_gpu": round(judged.tokens_per_s_per_gpu, 1) if judged.phases else None,
+        "generated_tokens_per_s": round(judged.generated_tokens_per_s, 1) if judged.phases else None,
+        "band": round(judged.band, 3) if judged.band is not None and judged.phases else None,
+        "step_time_s": round(judged.phases.step, 4) if judged.phases else None,
+        "time_s": {key: round(value, 4) for key, value in asdict(judged.phases).items()} if judged.phases else None,
         "memory_gib": {
             role: {part: round(size / GIB, 3) for part, size in need.parts.items()}
-            for role, need in one.verdict.needs.items()
+            for role, need in judged.verdict.needs.items()
         },
         "card_gib": round(cluster.card.memory / GIB, 1),
-        "largest_batch": one.largest_batch if one.verdict.needs else None,
-        "largest_completion": one.largest_completion if one.verdict.needs else None,
+        "largest_batch": judged.largest_batch if judged.verdict.needs else None,
+        "largest_completion": judged.largest_completion if judged.verdict.needs else None,
     }
 
 
-def as_json(found: Sequence[Judged], cluster: Cluster) -> str:
-    return json.dumps(rows(found, cluster), indent=2) + "\n"
+def as_json(layouts: Sequence[Judged], cluster: Cluster) -> str:
+    return json.dumps(rows(layouts, cluster), indent=2) + "\n"
 
 
-def as_csv(found: Sequence[Judged], cluster: Cluster) -> str:
-    flat = [_flat(row) for row in rows(found, cluster)]
+def as_csv(layouts: Sequence[Judged], cluster: Cluster) -> str:
+    flat = [_flat(row) for row in rows(layouts, cluster)]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -140,17 +140,19 @@ def _error(point: Mapping[str, Any]) -> list[str]:
     return [*names, f"{point['error']:+.1%}", "" if blind is None else f"{blind:+.1%}"]
 
 
-def errors(found: Calibration) -> str:
+def errors(calibration: Calibration) -> str:
     """How far the predicted tokens a second are from what the calibration rests on."""
     head = ["measurement", "model", "layout", "error", "without this model"]
-    lines = [markdown.table(head, map(_error, found.points))]
+    lines = [markdown.table(head, map(_error, calibration.points))]
     blind = [
-        abs(one["error_without_this_model"]) for one in found.points if one["error_without_this_model"] is not None
+        abs(point["error_without_this_model"])
+        for point in calibration.points
+        if point["error_without_this_model"] is not None
     ]
     if blind:
         summary = f"median {statistics.median(blind):.1%}, largest {max(blind):.1%}"
         lines += ["", f"{len(blind)} predictions for a model that the fit did not see: {summary}"]
-    if found.hosts:
-        slow = ", ".join(f"{host} {factor:.2f}" for host, factor in found.hosts.items())
+    if calibration.hosts:
+        slow = ", ".join(f"{host} {factor:.2f}" for host, factor in calibration.hosts.items())
         lines += ["", f"host times, of the predicted: {slow}"]
     return "\n".join(lines) + "\n"

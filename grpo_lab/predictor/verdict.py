@@ -32,21 +32,21 @@ def judge(work: Workload, layout: Layout, card: Card, *, own_server: bool = True
     if not own_server:
         needs.pop("server", None)
     cache = [_cache(work, layout, card)] if layout.generation.engines and own_server else []
-    found = [*cache, *(_role(role, need, work, layout, card) for role, need in needs.items())]
-    worst = max((kind for kind, _ in found), key=(FITS, TIGHT, NO).index)
-    return Verdict(worst, "; and ".join(reason for kind, reason in found if kind == worst and reason), needs)
+    causes = [*cache, *(_role(role, need, work, layout, card) for role, need in needs.items())]
+    worst = max((kind for kind, _ in causes), key=(FITS, TIGHT, NO).index)
+    return Verdict(worst, "; and ".join(reason for kind, reason in causes if kind == worst and reason), needs)
 
 
 def _role(role: str, need: Need, work: Workload, layout: Layout, card: Card) -> tuple[str, str]:
     spread = MARGIN * (need.total - need.given)
     if need.total + spread <= card.memory:
         return FITS, ""
-    said = f"{role} out of memory: {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}"
+    reason = f"{role} out of memory: {need.total / GIB:.1f} GiB of {card.memory / GIB:.1f}"
     largest = max(need.parts, key=lambda part: need.parts[part])
-    said += f", most of it {largest} ({need.parts[largest] / GIB:.1f})"
+    reason += f", most of it {largest} ({need.parts[largest] / GIB:.1f})"
     if need.total - spread > card.memory:
-        return NO, said + _way_out(role, work, layout, card)
-    return TIGHT, f"perhaps {said}"
+        return NO, reason + _way_out(role, work, layout, card)
+    return TIGHT, f"perhaps {reason}"
 
 
 def _way_out(role: str, work: Workload, layout: Layout, card: Card) -> str:
@@ -74,19 +74,19 @@ def _cache(work: Workload, layout: Layout, card: Card) -> tuple[str, str]:
     """Room of one sequence in vLLM's KV cache, without which it does not start."""
     engine = memory.engine(work, layout, card)
     spread = MARGIN * (engine.weights + engine.profiled) if work.cache is None else 0.0
-    one = memory.kv_bytes(work, layout.tp)
-    if engine.pool - spread >= one * work.served_length:
+    sequence = memory.kv_bytes(work, layout.tp)
+    if engine.pool - spread >= sequence * work.served_length:
         return FITS, ""
     share = f"vLLM's share of {engine.share / GIB:.1f} GiB"
     if engine.pool + spread <= 0:
         inside = f"its weights ({engine.weights / GIB:.1f}) and activations ({engine.profiled / GIB:.1f})"
         return NO, f"{share} does not hold {inside}; more vllm.tp or {_sized_by(work)}"
-    tokens = math.floor(max(engine.pool, 0.0) / one)
-    said = f"not enough KV cache for one sequence of {work.served_length} tokens: {share} leaves room for {tokens}"
-    if engine.pool + spread < one * work.served_length:
+    tokens = math.floor(max(engine.pool, 0.0) / sequence)
+    reason = f"not enough KV cache for one sequence of {work.served_length} tokens: {share} leaves room for {tokens}"
+    if engine.pool + spread < sequence * work.served_length:
         ways = f"vllm.max_model_len={padded(work.length)}, " if work.length <= tokens < work.served_length else ""
-        return NO, f"{said}; {ways}more vllm.tp or {_sized_by(work)}"
-    return TIGHT, f"perhaps {said}"
+        return NO, f"{reason}; {ways}more vllm.tp or {_sized_by(work)}"
+    return TIGHT, f"perhaps {reason}"
 
 
 def _sized_by(work: Workload) -> str:

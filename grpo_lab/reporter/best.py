@@ -15,27 +15,27 @@ RUNS = 3
 def best(configurations: Sequence[Configuration], measure: Measure) -> list[Configuration]:
     """Of each workload the configuration that stands clear of all others, if there is one."""
     first = []
-    for work in dict.fromkeys(one.work for one in configurations):
-        rivals = [one for one in configurations if one.work == work and measure.name in one.estimates]
-        first += [one for one in rivals if len(rivals) > 1 and _stands_clear(one, rivals, measure)]
+    for work in dict.fromkeys(rival.work for rival in configurations):
+        rivals = [rival for rival in configurations if rival.work == work and measure.name in rival.estimates]
+        first += [rival for rival in rivals if len(rivals) > 1 and _stands_clear(rival, rivals, measure)]
     return first
 
 
-def _stands_clear(one: Configuration, rivals: Sequence[Configuration], measure: Measure) -> bool:
+def _stands_clear(configuration: Configuration, rivals: Sequence[Configuration], measure: Measure) -> bool:
     enough = all(_runs(rival, measure) >= RUNS for rival in rivals)
-    return enough and all(_beats(one, other, measure) for other in rivals if other is not one)
+    return enough and all(_beats(configuration, other, measure) for other in rivals if other is not configuration)
 
 
-def _runs(one: Configuration, measure: Measure) -> int:
-    estimate = one.estimates[measure.name]
+def _runs(configuration: Configuration, measure: Measure) -> int:
+    estimate = configuration.estimates[measure.name]
     return estimate.n or 0 if estimate.of == "runs" else 1
 
 
-def _beats(one: Configuration, other: Configuration, measure: Measure) -> bool:
+def _beats(configuration: Configuration, other: Configuration, measure: Measure) -> bool:
     """Its paired difference is above 0, where accuracies are of the same problems; else the intervals do not meet."""
-    if measure.name == "accuracy_after" and (difference := paired.difference(one, other)):
+    if measure.name == "accuracy_after" and (difference := paired.difference(configuration, other)):
         return difference.low is not None and difference.low > 0
-    ours, theirs = one.estimates[measure.name], other.estimates[measure.name]
+    ours, theirs = configuration.estimates[measure.name], other.estimates[measure.name]
     if measure.better is None or None in (ours.low, ours.high, theirs.low, theirs.high):
         return False
     higher, lower = (ours, theirs) if measure.better == "higher" else (theirs, ours)

@@ -68,9 +68,9 @@ class Configuration:
 
 def failure_of(row: Row) -> tuple[str, str]:
     """Class and message of a run that did not finish."""
-    said = row.get("failure")
-    said = said if isinstance(said, Mapping) else {}
-    return str(said.get("class") or row["status"]), str(said.get("message") or "no reason was left")
+    failure = row.get("failure")
+    failure = failure if isinstance(failure, Mapping) else {}
+    return str(failure.get("class") or row["status"]), str(failure.get("message") or "no reason was left")
 
 
 def per_load(rows: Iterable[Row]) -> list[Row]:
@@ -79,12 +79,12 @@ def per_load(rows: Iterable[Row]) -> list[Row]:
 
 
 def _loads(row: Row) -> list[Row]:
-    told = row.get("loads")
-    loads = told if isinstance(told, list) and told else _asked_loads(row)
+    measured = row.get("loads")
+    loads = measured if isinstance(measured, list) and measured else _asked_loads(row)
     return [
-        {**row, "load": one.get("name"), "load_asked": one.get("load") or {}, **(one.get("metrics") or {})}
-        for one in loads
-        if isinstance(one, Mapping)
+        {**row, "load": load.get("name"), "load_asked": load.get("load") or {}, **(load.get("metrics") or {})}
+        for load in loads
+        if isinstance(load, Mapping)
     ] or [row]
 
 
@@ -96,7 +96,7 @@ def _asked_loads(row: Row) -> list[Row]:
     named = bench.get("loads")
     named = named if isinstance(named, Mapping) and named else {"default": {}}
     wanted = {name: {**bench, **(differs or {})} for name, differs in named.items()}
-    return [{"name": name, "load": {key: one.get(key) for key in _LOAD}} for name, one in wanted.items()]
+    return [{"name": name, "load": {key: settings.get(key) for key in _LOAD}} for name, settings in wanted.items()]
 
 
 def group(rows: Sequence[Row]) -> list[Configuration]:
@@ -116,9 +116,9 @@ def _with_gpus(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "gpus": same} if wanted else row for row, wanted in zip(rows, unknown, strict=True)]
 
 
-def _place(one: Configuration) -> list[list[tuple[bool, float, str]]]:
+def _place(configuration: Configuration) -> list[list[tuple[bool, float, str]]]:
     """Those of one work beside each other; numbers in the order of numbers, also within a name: 3b before 14b."""
-    in_order = sorted(one.axes.items(), key=lambda axis: not _is_work(axis[0]))
+    in_order = sorted(configuration.axes.items(), key=lambda axis: not _is_work(axis[0]))
     return [_words_and_numbers(value) for _, value in in_order]
 
 
@@ -130,11 +130,11 @@ def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
 
 
 def _configuration(rows: Sequence[Row], names: Sequence[str]) -> Configuration:
-    found = [estimates.read(row) for row in rows if row["status"] == "finished"]
+    several = [estimates.read(row) for row in rows if row["status"] == "finished"]
     averaged = {
-        one.name: estimates.over_runs(one, [each[one.name] for each in found if one.name in each])
-        for one in measures.columns(rows[0].get("kind", "train"))
-        if any(one.name in each for each in found)
+        measure.name: estimates.over_runs(measure, [each[measure.name] for each in several if measure.name in each])
+        for measure in measures.columns(rows[0].get("kind", "train"))
+        if any(measure.name in each for each in several)
     }
     everything = asked(rows[0])
     return Configuration(everything, {key: everything.get(key) for key in names}, tuple(rows), averaged)
@@ -151,13 +151,15 @@ def asked(row: Row) -> Axes:
 def distinguishing(several: Sequence[Axes]) -> list[str]:
     """Keys that together tell them apart: model and layout always, of the others those that vary and are not settled
     by the keys before them (a model's path by its name, a least length by the length asked for)."""
-    first = [key for key in _FIRST if any(key in one for one in several)]
+    first = [key for key in _FIRST if any(key in asked for asked in several)]
     names = [key for key in first if key in ("model", "vllm_mode", "tp", "dp") or _varies(several, key)]
-    for key in sorted({key for one in several for key in one} - set(first), key=lambda key: (not _is_work(key), key)):
+    for key in sorted(
+        {key for asked in several for key in asked} - set(first), key=lambda key: (not _is_work(key), key)
+    ):
         known: dict[str, str] = {}
         settled = all(
-            known.setdefault(str([one.get(name) for name in names]), str(one.get(key))) == str(one.get(key))
-            for one in several
+            known.setdefault(str([asked.get(name) for name in names]), str(asked.get(key))) == str(asked.get(key))
+            for asked in several
         )
         if not settled:
             names.append(key)
@@ -165,7 +167,7 @@ def distinguishing(several: Sequence[Axes]) -> list[str]:
 
 
 def _varies(several: Sequence[Axes], key: str) -> bool:
-    return len({str(one.get(key)) for one in several}) > 1
+    return len({str(asked.get(key)) for asked in several}) > 1
 
 
 def _is_work(key: str) -> bool:

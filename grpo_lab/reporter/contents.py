@@ -32,51 +32,51 @@ class Contents:
 
     def markdown(self) -> str:
         facts = "\n".join(f"- {label}: {' '.join(value.split())}" for label, value in self.facts)
-        measured = [one.markdown() for one in (*self.glance, *self.tables)]
-        troubles = [one.markdown() for one in self.troubles]
+        measured = [table.markdown() for table in (*self.glance, *self.tables)]
+        troubles = [table.markdown() for table in self.troubles]
         return "\n".join([f"# {self.title}\n", facts + "\n", *measured, f"{tables.HOW_TO_READ}\n", *troubles])
 
 
 def make(folders: Sequence[Path], published_file: Path | None = None) -> Contents:
     """Read, compare, draw. Raises RequestError where there is nothing to report, or published_file is wrong."""
-    found = context.comparable(folder.find(folders), folders)
-    kind = str(found.rows[0]["kind"])
-    several = configurations.group(found.rows)
+    usable = context.comparable(folder.find(folders), folders)
+    kind = str(usable.rows[0]["kind"])
+    several = configurations.group(usable.rows)
     drawn, damaged = curves.curves(several, folders) if kind == "train" else ({}, [])
-    sweep = next((row["sweep"] for row in found.rows), None)
+    sweep = next((row["sweep"] for row in usable.rows), None)
     source = published_file or published.find(sweep)
     beside = published.beside(published.read(source, kind), several) if source else None
-    troubles = (tables.unfinished(found.rows, folders), tables.left_out([*found.left_out, *damaged]))
+    troubles = (tables.unfinished(usable.rows, folders), tables.left_out([*usable.left_out, *damaged]))
     return Contents(
-        title=", ".join(one.absolute().name for one in folders),
-        facts=_facts(found.rows, sweep),
+        title=", ".join(path.absolute().name for path in folders),
+        facts=_facts(usable.rows, sweep),
         glance=tables.comparisons(several, headlines(kind)),
-        tables=[one for one in (tables.results(several, kind), tables.pairs(several), beside) if one],
+        tables=[table for table in (tables.results(several, kind), tables.pairs(several), beside) if table],
         pictures=_pictures(several, drawn, kind),
-        troubles=[one for one in troubles if one],
-        runs=rows.table([*found.rows, *found.aside]),
+        troubles=[table for table in troubles if table],
+        runs=rows.table([*usable.rows, *usable.aside]),
     )
 
 
 def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Curve]], kind: str) -> list[Picture]:
-    over_steps = [pictures.curve(column, found, several) for column, found in drawn.items()]
+    over_steps = [pictures.curve(column, drawn_curves, several) for column, drawn_curves in drawn.items()]
     rest = [pictures.step_times(several), *over_steps, pictures.speed_and_accuracy(several)]
     return [*pictures.heatmaps(several, kind), *(one for one in rest if one)]
 
 
-def _command(found: Sequence[Row], sweep: Path | None) -> str:
+def _command(rows: Sequence[Row], sweep: Path | None) -> str:
     """That of the sweep, else that of the first run."""
-    commands = [folder.frozen(sweep).command] if sweep else [row["env"].get("command") for row in found]
+    commands = [folder.frozen(sweep).command] if sweep else [row["env"].get("command") for row in rows]
     several = list(dict.fromkeys(str(command or "unknown") for command in commands))
     return several[0] + (f" (one of {len(several)}; the others: table.csv)" if len(several) > 1 else "")
 
 
-def _facts(found: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
-    finished = [row for row in found if row["status"] == "finished"] or found
-    counts = collections.Counter(str(row["status"]) for row in found)
+def _facts(rows: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
+    finished = [row for row in rows if row["status"] == "finished"] or rows
+    counts = collections.Counter(str(row["status"]) for row in rows)
     facts = {
         "runs": ", ".join(f"{count} {status}" for status, count in counts.items()),
-        "model": ", ".join(dict.fromkeys(str(row.get("model")) for row in found)),
+        "model": ", ".join(dict.fromkeys(str(row.get("model")) for row in rows)),
         "hardware": context.hardware(finished[0])
         + ("" if finished[0].get("gpus") else " (no GPU: a process counts as one)"),
         "versions": context.versions(finished[0]),

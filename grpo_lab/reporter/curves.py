@@ -49,10 +49,10 @@ def read(run: Run, columns: Sequence[str] = (REWARD, ACCURACY)) -> Steps | None:
         table = arrow_json.read_json(run.metrics, parse_options=options)
     except pa.ArrowInvalid as error:
         raise DamagedMetrics(f"metrics.jsonl is damaged ({error})") from None
-    found = {key: table[key].to_numpy() for key in ("step", *columns)}
-    if np.isnan(found["step"]).any() or (np.diff(found["step"]) <= 0).any():
+    arrays = {key: table[key].to_numpy() for key in ("step", *columns)}
+    if np.isnan(arrays["step"]).any() or (np.diff(arrays["step"]) <= 0).any():
         raise DamagedMetrics("metrics.jsonl is damaged (its steps are not one after the other)")
-    return found
+    return arrays
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,25 +71,27 @@ def curves(
     """Column -> a curve for each configuration that has it; and the runs whose metrics could not be used."""
     found: dict[str, list[Curve]] = {REWARD: [], ACCURACY: []}
     damaged = []
-    for one in configurations:
+    for configuration in configurations:
         read_whole = []
-        for run in one.folders:
+        for run in configuration.folders:
             try:
                 read_whole.append(read(run))
             except DamagedMetrics as error:
                 damaged.append(LeftOut(name(run.folder, folders), f"{error}: its curves are left out"))
         runs = [steps for steps in read_whole if steps is not None]
         for column, drawn in found.items():
-            if curve := _joined(one, [thin(steps["step"], steps[column]) for steps in runs]):
+            if curve := _joined(configuration, [thin(steps["step"], steps[column]) for steps in runs]):
                 drawn.append(curve)
     return found, damaged
 
 
-def _joined(one: Configuration, several: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:
+def _joined(configuration: Configuration, several: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve | None:
     """Over the steps that all runs have. Runs of unlike length are put on the steps of the shortest."""
     several = [(steps, values) for steps, values in several if len(steps)]
     if not several:
         return None
     grid = min((steps for steps, _ in several), key=lambda steps: float(steps[-1]))
     values = np.stack([np.interp(grid, steps, values) for steps, values in several])
-    return Curve(one.way, one.work, grid, values.mean(0), values.min(0), values.max(0), len(several))
+    return Curve(
+        configuration.way, configuration.work, grid, values.mean(0), values.min(0), values.max(0), len(several)
+    )

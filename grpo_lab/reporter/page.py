@@ -19,7 +19,7 @@ def html(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = [(one.title, one.caption, Markup(one.svg)) for one in contents.pictures]
+    drawn = [(picture.title, picture.caption, Markup(picture.svg)) for picture in contents.pictures]
     return environment.get_template("page.html.j2").render(
         contents=contents, pictures=drawn, how_to_read=tables.HOW_TO_READ, light=LIGHT, dark=DARK
     )

@@ -41,17 +41,17 @@ def difference(first: Configuration, second: Configuration) -> Estimate | None:
     return Estimate(paired["value"], low, high, paired["n"], "problems")
 
 
-def marks(one: Configuration) -> Marks:
+def marks(configuration: Configuration) -> Marks:
     """Of the finished runs that left their marks, all of one length."""
-    found = {
+    by_seed = {
         int(row["seed"]): marks
-        for row, run in zip(one.finished, one.folders, strict=True)
+        for row, run in zip(configuration.finished, configuration.folders, strict=True)
         if row.get("seed") is not None and (marks := store.read_json(run.evaluation("after")))
     }
-    lengths = {len(marks) for marks in found.values()}
-    return found if len(lengths) == 1 else {}
+    lengths = {len(marks) for marks in by_seed.values()}
+    return by_seed if len(lengths) == 1 else {}
 
 
-def _problems(one: Configuration) -> dict[str, Any]:
+def _problems(entry: Configuration) -> dict[str, Any]:
     """What decides which problems a run is evaluated on."""
-    return {key: value for key, value in one.asked.items() if key.startswith("data.") or key == "eval.problems"}
+    return {key: value for key, value in entry.asked.items() if key.startswith("data.") or key == "eval.problems"}

@@ -66,7 +66,7 @@ class Picture:
 
     def standalone(self) -> str:
         """The SVG with its light colours in it, for a file of its own or a notebook."""
-        return re.sub(r"var\(--([\w-]+)\)", lambda found: LIGHT[found[1]], self.svg)
+        return re.sub(r"var\(--([\w-]+)\)", lambda match: LIGHT[match[1]], self.svg)
 
     _repr_svg_ = standalone
     """How a notebook shows it."""
@@ -76,35 +76,35 @@ class Picture:
 def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture]:
     """tp x dp of the first headline, for each workload and mode that has at least two layouts."""
     measure = measures.headlines(kind)[0]
-    found = []
+    maps = []
     together: dict[tuple[str, str], list[Configuration]] = {}
-    for one in configurations:
-        mode = one.asked.get("vllm_mode")
+    for entry in configurations:
+        mode = entry.asked.get("vllm_mode")
         if mode is None or modes.mode(mode).engines:
-            together.setdefault((one.work, str(mode)), []).append(one)
+            together.setdefault((entry.work, str(mode)), []).append(entry)
     for (work, mode), several in together.items():
-        cells = {(int(one.asked.get("tp", 1)), int(one.asked.get("dp", 1))): one for one in several}
+        cells = {(int(entry.asked.get("tp", 1)), int(entry.asked.get("dp", 1))): entry for entry in several}
         if len(cells) == len(several) >= 2:  # not where something else is varied too: a cell is one configuration
             caption = f"{measure.heading}; {measure.better} is better. The numbers are those of the tables."
-            found.append(_picture(f"tp x dp: {work}, {mode}", caption, _heatmap(cells, measure)))
-    return found
+            maps.append(_picture(f"tp x dp: {work}, {mode}", caption, _heatmap(cells, measure)))
+    return maps
 
 
 def _heatmap(cells: Mapping[tuple[int, int], Configuration], measure: Measure) -> Figure:
     tps, dps = sorted({tp for tp, _ in cells}), sorted({dp for _, dp in cells})
     figure, axes = _figure(0.75 + 0.62 * len(tps))
-    values = [one.estimates[measure.name].value for one in cells.values() if measure.name in one.estimates]
+    values = [entry.estimates[measure.name].value for entry in cells.values() if measure.name in entry.estimates]
     low, high = (min(values), max(values)) if values else (0.0, 0.0)
-    for (tp, dp), one in cells.items():
+    for (tp, dp), entry in cells.items():
         x, y = dps.index(dp), tps.index(tp)
-        estimate = one.estimates.get(measure.name)
+        estimate = entry.estimates.get(measure.name)
         share = (estimate.value - low) / (high - low) if estimate and high > low else 0.5
         share = 1 - share if measure.better == "lower" else share
         look: dict[str, Any] = (
             {"facecolor": SERIES[0], "alpha": 0.08 + 0.42 * share} if estimate else {"fill": False, "hatch": "////"}
         )
         axes.add_patch(Rectangle((x, y), 1, 1, edgecolor=LINE, linewidth=1, **look))
-        text = estimate.text()[0] if estimate else one.failure or "not measured"
+        text = estimate.text()[0] if estimate else entry.failure or "not measured"
         axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=11 if estimate else 9)
     axes.set(xlim=(0, len(dps)), ylim=(len(tps), 0), xlabel="dp", ylabel="tp")
     axes.set_xticks([place + 0.5 for place in range(len(dps))], [str(dp) for dp in dps])
@@ -117,18 +117,18 @@ def _heatmap(cells: Mapping[tuple[int, int], Configuration], measure: Measure) -
 @_styled
 def step_times(configurations: Sequence[Configuration]) -> Picture | None:
     """The phases of a step as a bar for each configuration, which add up to its step."""
-    timed = [one for one in configurations if any(f"{phase}_s" in one.estimates for phase in PHASES)][:MOST]
+    timed = [entry for entry in configurations if any(f"{phase}_s" in entry.estimates for phase in PHASES)][:MOST]
     if not timed:
         return None
     figure, axes = _figure(1.0 + 0.52 * len(timed))
-    for place, one in enumerate(timed):
+    for place, entry in enumerate(timed):
         start = 0.0
         for colour, phase in zip(SERIES, PHASES, strict=False):
-            width = one.estimates[f"{phase}_s"].value if f"{phase}_s" in one.estimates else 0.0
+            width = entry.estimates[f"{phase}_s"].value if f"{phase}_s" in entry.estimates else 0.0
             axes.barh(place, width, left=start, height=0.42, color=colour, label=phase if place == 0 else None)
             start += width
-        axes.text(0, place - 0.3, _label(one, timed), ha="left", va="bottom", fontsize=9.5)
-        whole = one.estimates.get("step_time_s")
+        axes.text(0, place - 0.3, _label(entry, timed), ha="left", va="bottom", fontsize=9.5)
+        whole = entry.estimates.get("step_time_s")
         axes.text(
             start,
             place,
@@ -175,28 +175,28 @@ def curve(column: str, curves: Sequence[Curve], configurations: Sequence[Configu
 
 def _held_out(axes: Axes, drawn: Sequence[Curve], configurations: Sequence[Configuration]) -> bool:
     """Whether there were any."""
-    by_name = {(one.work, one.way): one.estimates for one in configurations}
-    told = [
+    by_name = {(shown.work, shown.way): shown.estimates for shown in configurations}
+    ends = [
         (colour, step, estimate)
-        for colour, one in zip(SERIES, drawn, strict=False)
-        for column, step in (("accuracy_before", 0.0), ("accuracy_after", float(one.step[-1])))
-        if (estimate := by_name.get((one.work, one.way), {}).get(column))
+        for colour, shown in zip(SERIES, drawn, strict=False)
+        for column, step in (("accuracy_before", 0.0), ("accuracy_after", float(shown.step[-1])))
+        if (estimate := by_name.get((shown.work, shown.way), {}).get(column))
     ]
-    for colour, step, estimate in told:
+    for colour, step, estimate in ends:
         axes.errorbar([step], [estimate.value], yerr=_bars(estimate), fmt="o", color=colour, capsize=3, markersize=5)
-    return bool(told)
+    return bool(ends)
 
 
 @_styled
 def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | None:
     """Accuracy after training over tokens a second and GPU; None with fewer than two configurations that have both."""
     speed = measures.named("train", "tokens_per_s_per_gpu")
-    both = [one for one in configurations if {speed.name, "accuracy_after"} <= set(one.estimates)][:MOST]
+    both = [entry for entry in configurations if {speed.name, "accuracy_after"} <= set(entry.estimates)][:MOST]
     if len(both) < 2:
         return None
     figure, axes = _figure(3.5)
-    for place, one in enumerate(both):
-        x, y = one.estimates[speed.name], one.estimates["accuracy_after"]
+    for place, entry in enumerate(both):
+        x, y = entry.estimates[speed.name], entry.estimates["accuracy_after"]
         look: dict[str, Any] = {
             "color": SERIES[place % len(SERIES)],
             "marker": MARKERS[(place + place // len(SERIES)) % len(MARKERS)],
@@ -207,7 +207,7 @@ def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | Non
             xerr=_bars(x),
             yerr=_bars(y),
             linestyle="none",
-            label=_label(one, both),
+            label=_label(entry, both),
             elinewidth=1,
             **look,
         )
@@ -218,18 +218,18 @@ def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | Non
     return _picture("Throughput against accuracy", caption, figure)
 
 
-def _bars(one: Estimate) -> list[list[float]] | None:
+def _bars(estimate: Estimate) -> list[list[float]] | None:
     """Lengths of the error bars downwards and upwards, as matplotlib wants them."""
-    if one.low is None or one.high is None:
+    if estimate.low is None or estimate.high is None:
         return None
-    return [[max(0.0, one.value - one.low)], [max(0.0, one.high - one.value)]]
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def _label(one: Configuration | Curve, among: Sequence[Configuration | Curve]) -> str:
+def _label(line: Configuration | Curve, among: Sequence[Configuration | Curve]) -> str:
     """What tells it apart from the others: its way, and of its work the words that not all have."""
     shared = set.intersection(*(set(each.work.split()) for each in among))
-    own = " ".join(word for word in one.work.split() if word not in shared)
-    return f"{own}, {one.way}" if own else one.way
+    own = " ".join(word for word in line.work.split() if word not in shared)
+    return f"{own}, {line.way}" if own else line.way
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -261,4 +261,4 @@ def _themed(svg: str, title: str, prefix: str) -> str:
         svg = svg.replace(before, f"{before}{prefix}-")
     svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
     label = f'<svg role="img" aria-label="{escape(title)}"'
-    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', lambda found: label + found[1], svg, count=1)
+    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', lambda match: label + match[1], svg, count=1)

@@ -79,8 +79,8 @@ def _read(row: Mapping[str, str | None], where: str, kind: str) -> Published:
 
 def beside(several: Sequence[Published], configurations: Sequence[Configuration]) -> Table | None:
     """A row for each published number, those that were measured first; None where there are none."""
-    first = sorted(several, key=lambda one: _measured(one, configurations)[0] is None)
-    rows = [_row(one, configurations) for one in first]
+    first = sorted(several, key=lambda number: _measured(number, configurations)[0] is None)
+    rows = [_row(number, configurations) for number in first]
     head = ["of", "metric", "published", "measured", "measured / published", "source"]
     caption = (
         "Other hardware, versions and settings unless the source says otherwise: directions compare, sizes rarely do."
@@ -88,26 +88,26 @@ def beside(several: Sequence[Published], configurations: Sequence[Configuration]
     return Table("Published beside measured", head, rows, caption, frozenset((2, 3, 4))) if rows else None
 
 
-def _row(one: Published, configurations: Sequence[Configuration]) -> list[Cell]:
-    found, why_not = _measured(one, configurations)
-    share = Cell(f"{found.value / one.value:.2f}", number=True) if found and one.value else Cell("")
-    value = f"{one.value:,g} {one.unit}".strip()
-    of = _words(one.keys) + (f", over {_words({**one.keys, **one.over})}" if one.over else "")
-    metric = f"ratio of {one.metric}" if one.over else one.metric
+def _row(number: Published, configurations: Sequence[Configuration]) -> list[Cell]:
+    found, why_not = _measured(number, configurations)
+    share = Cell(f"{found.value / number.value:.2f}", number=True) if found and number.value else Cell("")
+    value = f"{number.value:,g} {number.unit}".strip()
+    of = _words(number.keys) + (f", over {_words({**number.keys, **number.over})}" if number.over else "")
+    metric = f"ratio of {number.metric}" if number.over else number.metric
     cell = measured(found) if found else Cell(why_not)
-    return [Cell(of), Cell(metric), Cell(value, number=True), cell, share, Cell(one.source)]
+    return [Cell(of), Cell(metric), Cell(value, number=True), cell, share, Cell(number.source)]
 
 
 def _words(keys: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in keys.items() if value)
 
 
-def _measured(one: Published, configurations: Sequence[Configuration]) -> tuple[Estimate | None, str]:
+def _measured(number: Published, configurations: Sequence[Configuration]) -> tuple[Estimate | None, str]:
     """The estimate, or why there is none."""
-    found, why_not = _one(one.keys, one.metric, configurations)
-    if found is None or not one.over:
+    found, why_not = _one(number.keys, number.metric, configurations)
+    if found is None or not number.over:
         return found, why_not
-    under, why_not = _one({**one.keys, **one.over}, one.metric, configurations)
+    under, why_not = _one({**number.keys, **number.over}, number.metric, configurations)
     return (estimates.ratio(found, under), "not measured") if under else (None, why_not)
 
 

@@ -23,9 +23,9 @@ def table(rows: Iterable[Row]) -> list[Row]:
 def _flat(row: Row) -> Row:
     flat: Row = {"run": Path(str(row["run"])).name, **{key: row.get(key) for key in ASKED}}
     flat |= {f"load_{key}": value for key, value in row.get("load_asked", {}).items()}
-    found = estimates.read(row) if row["status"] == "finished" else {}
+    estimates_of_row = estimates.read(row) if row["status"] == "finished" else {}
     for measure in measures.columns(row["kind"]):
-        one, column = found.get(measure.name), measure.name
+        one, column = estimates_of_row.get(measure.name), measure.name
         flat[column] = one.value if one else None
         if one and one.n is not None:
             flat |= {f"{column}_low": one.low, f"{column}_high": one.high, f"{column}_n": one.n}

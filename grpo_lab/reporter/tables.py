@@ -61,22 +61,22 @@ def _plain(cell: Cell) -> str:
     return f"{text} ({aside})" if aside else text
 
 
-def measured(one: Estimate | None, *, is_best: bool = False) -> Cell:
-    if one is None:
+def measured(estimate: Estimate | None, *, is_best: bool = False) -> Cell:
+    if estimate is None:
         return Cell("not measured")
-    value, interval = one.text()
-    return Cell(value, interval, one.count, is_best, number=True)
+    value, interval = estimate.text()
+    return Cell(value, interval, estimate.count, is_best, number=True)
 
 
 def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Measure]) -> list[Table]:
     """Where all did the same work, one table with a row for each way to do it; otherwise one table for each headline,
     with a row for each work and a column for each way. None where there is nothing to compare."""
-    works, ways = _in_order(one.work for one in configurations), _in_order(one.way for one in configurations)
-    there = [key for key in headlines if any(key.name in one.estimates for one in configurations)]
+    works, ways = _in_order(entry.work for entry in configurations), _in_order(entry.way for entry in configurations)
+    there = [key for key in headlines if any(key.name in entry.estimates for entry in configurations)]
     if len(ways) < 2 or not there:
         return []
     marked = {key.name: best(configurations, key) for key in there}
-    placed = {(one.work, one.way): one for one in configurations}
+    placed = {(entry.work, entry.way): entry for entry in configurations}
 
     def cell(work: str, way: str, key: Measure) -> Cell:
         return _compared(placed.get((work, way)), key, marked[key.name])
@@ -107,10 +107,10 @@ def _note(several: Sequence[Measure]) -> str:
 def pairs(configurations: Sequence[Configuration]) -> Table | None:
     """The accuracy of each configuration less that of the first of its work, where both answered the same problems."""
     rows = []
-    for work in _in_order(one.work for one in configurations):
-        first, *others = [one for one in configurations if one.work == work]
-        found = [(one, less) for one in others if (less := paired.difference(one, first))]
-        rows += [[Cell(work), Cell(one.way), Cell(first.way), measured(less)] for one, less in found]
+    for work in _in_order(entry.work for entry in configurations):
+        first, *others = [entry for entry in configurations if entry.work == work]
+        differences = [(entry, less) for entry in others if (less := paired.difference(entry, first))]
+        rows += [[Cell(work), Cell(entry.way), Cell(first.way), measured(less)] for entry, less in differences]
     head = ["work", "pass@1 after of", "less that of", "difference"]
     caption = "Problem by problem, so that how hard the problems are drops out."
     return Table("Paired over the same problems", head, rows, caption, _from(3, head)) if rows else None
@@ -120,10 +120,12 @@ def _from(first: int, head: Sequence[str]) -> frozenset[int]:
     return frozenset(range(first, len(head)))
 
 
-def _compared(one: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
-    if one is None:
+def _compared(entry: Configuration | None, measure: Measure, marked: Sequence[Configuration]) -> Cell:
+    if entry is None:
         return Cell("no result")
-    return Cell(one.failure) if one.failure else measured(one.estimates.get(measure.name), is_best=one in marked)
+    return (
+        Cell(entry.failure) if entry.failure else measured(entry.estimates.get(measure.name), is_best=entry in marked)
+    )
 
 
 def results(configurations: Sequence[Configuration], kind: str) -> Table:
@@ -131,14 +133,14 @@ def results(configurations: Sequence[Configuration], kind: str) -> Table:
     shown = [
         measure
         for measure in measures.columns(kind)
-        if measure.shown and any(measure.name in one.estimates for one in configurations)
+        if measure.shown and any(measure.name in entry.estimates for entry in configurations)
     ]
     marked = {measure.name: best(configurations, measure) for measure in shown}
-    works = _in_order(one.work for one in configurations)
+    works = _in_order(entry.work for entry in configurations)
     rows = [
-        [*([Cell(one.work)] if len(works) > 1 else []), Cell(one.way), Cell(_ended(one))]
-        + [measured(one.estimates.get(key.name), is_best=one in marked[key.name]) for key in shown]
-        for one in configurations
+        [*([Cell(entry.work)] if len(works) > 1 else []), Cell(entry.way), Cell(_ended(entry))]
+        + [measured(entry.estimates.get(key.name), is_best=entry in marked[key.name]) for key in shown]
+        for entry in configurations
     ]
     start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]
     head = [*start, *(measure.heading for measure in shown)]
@@ -146,26 +148,26 @@ def results(configurations: Sequence[Configuration], kind: str) -> Table:
     return Table("All configurations", head, rows, caption, _from(len(start), head), _note(shown))
 
 
-def _ended(one: Configuration) -> str:
-    done, all_of_them = len(one.folders), len(one.runs)
-    return str(done) if done == all_of_them else f"{done} of {all_of_them}: {failure_of(_first_unfinished(one))[0]}"
+def _ended(entry: Configuration) -> str:
+    done, all_of_them = len(entry.folders), len(entry.runs)
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}: {failure_of(_first_unfinished(entry))[0]}"
 
 
-def _first_unfinished(one: Configuration) -> Row:
-    return next(row for row in one.runs if row["status"] != "finished")
+def _first_unfinished(configuration: Configuration) -> Row:
+    return next(row for row in configuration.runs if row["status"] != "finished")
 
 
 def unfinished(rows: Sequence[Row], folders: Sequence[Path]) -> Table | None:
     """Every run that failed or could not start, with its reason."""
-    told = [row for row in rows if row["status"] != "finished"]
+    failed = [row for row in rows if row["status"] != "finished"]
     cells = [
-        [Cell(name(Path(row["run"]), folders)), Cell(str(row["status"])), *map(Cell, failure_of(row))] for row in told
+        [Cell(name(Path(row["run"]), folders)), Cell(str(row["status"])), *map(Cell, failure_of(row))] for row in failed
     ]
     return Table("Did not finish", ["run", "status", "class", "reason"], cells) if cells else None
 
 
 def left_out(several: Sequence[LeftOut]) -> Table | None:
-    rows = [[Cell(one.run), Cell(one.why)] for one in several]
+    rows = [[Cell(run.run), Cell(run.why)] for run in several]
     caption = "In none of the numbers and pictures of this report."
     return Table("Left out", ["run", "why"], rows, caption) if rows else None
 
