@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
+from grpo_lab.conductor.console import screen
 from grpo_lab.conductor.evaluate import evaluate
 from grpo_lab.conductor.request import read_words
 from grpo_lab.config import compose as configuration
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("words", nargs="+", metavar="FOLDER|KEY=VALUE")
     folders, overrides = read_words(parser.parse_args().words)
     with exit_codes():
-        evaluate(folders, overrides, Console())
+        evaluate(folders, overrides, screen())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
+from grpo_lab.conductor.console import screen
 from grpo_lab.conductor.publishing import PublishFailed, publish
+from grpo_lab.config import output
 from grpo_lab.config.cli import explain, refuse
 from grpo_lab.config.errors import RequestError
 
@@ -27,8 +28,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     asked = parser.parse_args()
+    output.settle()
     try:
-        publish(asked.folder, asked.overrides, Console())
+        publish(asked.folder, asked.overrides, screen())
     except (RequestError, OmegaConfBaseException) as error:
         sys.exit(refuse(explain(error)))
     except PublishFailed as error:

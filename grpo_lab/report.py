@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from grpo_lab.config import output
 from grpo_lab.config.cli import refuse
 from grpo_lab.config.errors import RequestError
 from grpo_lab.reporter import contents, page, rows
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write table.csv here too")
     parser.add_argument("--published", type=Path, help="published.csv to put beside (default: the experiment's own)")
     asked = parser.parse_args()
+    output.settle()
     try:
         print(write(asked.folders, asked.out or asked.folders[0], asked.csv, asked.published), end="")
     except RequestError as error:

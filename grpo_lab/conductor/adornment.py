@@ -15,7 +15,7 @@ def adorn(console: Console, lacking: str, step: Callable[[], object], again: str
     try:
         step()
     except Exception as error:  # noqa: BLE001 - of matplotlib, the Hub or a disk: the result stands all the same
-        console.print(f"[bold red]{lacking}[/bold red]", highlight=False)
+        console.print(lacking, style="bold red")
         lines = [" ".join(f"{type(error).__name__}: {error}".split()), *([f"again: {again}"] if again else [])]
         for line in lines:
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {line}", soft_wrap=True)

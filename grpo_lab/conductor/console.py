@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from grpo_lab.config.redaction import redact
@@ -28,15 +27,20 @@ RECENT = 20
 """Steps that the time left is reckoned from."""
 
 
+def screen(*, quiet: bool = False) -> Console:
+    """A console that shows text as it is: names, log lines and messages come from outside and are no markup."""
+    return Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+
+
 def banner(console: Console, folder: Path, seed: int, lines: Iterable[tuple[str, str]], notes: Iterable[str]) -> None:
     """Before the start: where it goes, who does what, what to know."""
-    console.print(f"[bold]{escape(str(folder))}[/bold]  seed {seed}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble((str(folder), "bold"), f"  seed {seed}"), soft_wrap=True)
     for name, value in (*lines, *(("note", text) for text in notes)):
         pair(console, name, value)
 
 
 def pair(console: Console, name: str, value: str) -> None:
-    console.print(f"  {name:<9} {value}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  {name:<9} {value}", soft_wrap=True)
 
 
 def note(console: Console, text: str) -> None:
@@ -47,21 +51,21 @@ def commands(console: Console, roles: Iterable[tuple[str, Command | ServerPlan]]
     """What would be started, as a shell takes it, without secrets."""
     for role, command in roles:
         line = shell(redact(command.env), command.argv)
-        console.print(f"\n# {role}\n{line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\n# {role}\n{line}", soft_wrap=True)
 
 
 def lines(console: Console, texts: Iterable[str]) -> None:
     for text in texts:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 def files(console: Console, run: Run) -> None:
     """Where everything of a run is."""
     for name, file in (("files", run.folder), ("picture", run.reward_curve)):
         if file.exists():
-            console.print(f"  {name:<16} {file}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {name:<16} {file}", soft_wrap=True)
     if look := run.read_outcome().look:
-        console.print(f"  {look}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {look}", soft_wrap=True)
 
 
 class Progress:
@@ -95,7 +99,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def show(self, line: str) -> None:
         """The line of the moment."""
@@ -174,7 +178,7 @@ def clock(seconds: float) -> str:
 
 
 def failure(console: Console, failure: Failure) -> None:
-    console.print(f"[bold red]failed: {failure.class_}[/bold red]", highlight=False)
-    console.print(f"  {failure.message}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"failed: {failure.class_}", style="bold red")
+    console.print(f"  {failure.message}", soft_wrap=True)
     if failure.log:
-        console.print(f"  log: {failure.log}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  log: {failure.log}", soft_wrap=True)

@@ -94,7 +94,7 @@ class Evaluate(Job[EvaluationPlan, Answered]):
             for leftover in (self.run.progress, self.run.outcome):
                 leftover.unlink(missing_ok=True)
             return None
-        console.print("  answered before", highlight=False)
+        console.print("  answered before")
         end = self._summed_up()
         self.show(console, end)
         return end
@@ -175,7 +175,7 @@ def compare(jobs: Sequence[Evaluate], console: Console) -> None:
     for work in (job.work for job in jobs[1:]):
         differences = summing.compare(first, work, jobs[0].plan.k)
         store.write_json(work.comparison, {"against": str(first.folder), "difference": differences})
-        console.print(f"[bold]{work.folder}[/bold] less {first.folder}, paired", highlight=False, soft_wrap=True)
+        console.print(f"{work.folder} less {first.folder}, paired", soft_wrap=True)
         terminal.lines(console, [f"  {name:<9}{_proportion(gain, '+.3f')}" for name, gain in differences.items()])
 
 

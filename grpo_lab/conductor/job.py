@@ -216,7 +216,7 @@ def _failure(job: Job[PlanT, EndT], console: Console) -> Failure | None:
         except KeyboardInterrupt:
             stop.hard = True
     if stop.asked and not job.ended_by_itself():
-        console.print(f"stopped {job.where_stopped()}", highlight=False, soft_wrap=True)
+        console.print(f"stopped {job.where_stopped()}", soft_wrap=True)
         raise RunFailed("stopped", exit_code=128 + stop.number)
     return failure
 

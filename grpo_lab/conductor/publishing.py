@@ -112,7 +112,7 @@ def upload(run: Run, settings: PublishConfig, console: Console) -> None:
         # Beside HTTP's and the network's own, what hf_xet and the LFS protocol raise.
         raise PublishFailed(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     records.write(run.published, Published(str(settings.repo_id), commit.oid))
-    console.print(f"  published        {repo}", highlight=False, soft_wrap=True)
+    console.print(f"  published        {repo}", soft_wrap=True)
 
 
 def publish(folder: Path, overrides: Sequence[str], console: Console) -> None:
@@ -132,5 +132,5 @@ def publish(folder: Path, overrides: Sequence[str], console: Console) -> None:
         upload(run, merged, console)
         return
     for file in (*write_card(run), run.config):
-        console.print(f"  {os.path.getsize(file):>14,} bytes  {file}", highlight=False, soft_wrap=True)
-    console.print("nothing is published; publish.repo_id=owner/name does", highlight=False)
+        console.print(f"  {os.path.getsize(file):>14,} bytes  {file}", soft_wrap=True)
+    console.print("nothing is published; publish.repo_id=owner/name does")

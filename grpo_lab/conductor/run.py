@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from omegaconf import DictConfig
 from rich.console import Console
 
+from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor.children import Children, Processes
 from grpo_lab.conductor.job import Job, conduct, full_disk
 from grpo_lab.config import compose as configuration
@@ -124,7 +125,7 @@ def point(kind: type[RunJob[PlanT]], composed: DictConfig) -> float | None:
     """Conduct one point of a sweep, or the only one; its objective. Ends the process where it does not finish."""
     with exit_codes():
         config = configuration.from_hydra(composed)
-        return objective(kind, config, Console())
+        return objective(kind, config, terminal.screen())
 
 
 def objective(kind: type[RunJob[PlanT]], config: Config, console: Console) -> float | None:
@@ -143,7 +144,7 @@ def settle_folder(run: Run, config: Config, console: Console) -> Result | None:
     if not run.config.exists():
         return None
     if config.resume is False:
-        console.print(f"  the earlier run is now {run.set_aside()}", highlight=False)
+        console.print(f"  the earlier run is now {run.set_aside()}")
         return None
     if configuration.identity(configuration.load(run.config)) != configuration.identity(config):
         raise RequestError(
@@ -151,7 +152,7 @@ def settle_folder(run: Run, config: Config, console: Console) -> Result | None:
         )
     result = records.read(run.result, Result)
     if result and results.is_whole(result, config):
-        console.print("  finished before; resume=false runs it again", highlight=False)
+        console.print("  finished before; resume=false runs it again")
         return result
     checkpoint = run.last_checkpoint()
     if checkpoint and (reason := unresumable(config.grpo)):
@@ -166,7 +167,7 @@ def settle_folder(run: Run, config: Config, console: Console) -> Result | None:
     for leftover in (run.result, run.outcome, run.stop_request, run.progress):
         leftover.unlink(missing_ok=True)
     if checkpoint:
-        console.print(f"  going on from step {step}", highlight=False)
+        console.print(f"  going on from step {step}")
     return None
 
 
@@ -187,5 +188,5 @@ def usable_checkpoint(run: Run, console: Console) -> tuple[Path, int] | None:
         raise RequestError(f"{run.folder} has no whole checkpoint ({listed}); resume=false starts over")
     for step, damage in damaged.items():
         aside = checkpoints.set_aside(sealed[step])
-        console.print(f"  {sealed[step].name} is damaged ({damage}) and now {aside}", highlight=False, soft_wrap=True)
+        console.print(f"  {sealed[step].name} is damaged ({damage}) and now {aside}", soft_wrap=True)
     return run.last_checkpoint()

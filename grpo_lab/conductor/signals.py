@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: to end after the step at hand, or at once."""
+"""Ctrl-C, SIGTERM and a terminal that hangs up: to end after the step at hand, or at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from grpo_lab.store import records
 from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Progress
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @dataclass
 class Stop:
@@ -25,12 +27,14 @@ class Stop:
 
 @contextlib.contextmanager
 def handled(on_signal: Callable[[int], None]) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to `on_signal` in this block."""
+    """Give STOPPING to `on_signal` in this block, but for a SIGHUP that nohup lets us ignore."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         on_signal(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in STOPPING if number != signal.SIGHUP or not ignored]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor import publishing
@@ -138,7 +137,7 @@ def summary(result: Result) -> list[str]:
     """The end of a run: accuracy, times, signs of ill health."""
     metrics = result.metrics
     trainer = algorithm(result.algorithm or AlgorithmConfig.kind).suffix()
-    lines = [f"[bold]{result.status}[/bold]  {result.steps} steps{trainer}, the first {result.warmup_steps} not timed"]
+    lines = [f"{result.status}  {result.steps} steps{trainer}, the first {result.warmup_steps} not timed"]
     lines += _accuracy(metrics)
     for measure in measures.on_terminal("train"):
         if measured := estimate(measure.field(metrics)):
@@ -166,10 +165,10 @@ def _shown(measured: Estimate, unit: str = "", sign: str = "") -> str:
 
 def _warning(sign: Mapping[str, Any]) -> list[str]:
     """What a sign says, and the start of the completion that shows it."""
-    lines = [f"  warning          {escape(sign['message'])}"]
+    lines = [f"  warning          {sign['message']}"]
     if sample := sign.get("sample"):
         shown = sample if len(sample) <= SAMPLE else f"{sample[:SAMPLE]}..."
-        lines.append(f"    for example    {escape(repr(shown))}")
+        lines.append(f"    for example    {shown!r}")
     return lines
 
 

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from grpo_lab.config import output
 from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import PointFailed, RequestError, RunFailed, nearest
 from grpo_lab.config.schema import Config
@@ -29,6 +30,7 @@ def run_app(app: Callable[[], Any]) -> int:
     Hydra prints its own errors and ends the process itself unless HYDRA_FULL_ERROR is set: then they reach us. A user
     who sets it wants the traceback and gets it.
     """
+    output.settle()
     sys.argv[1:] = quoted(sys.argv[1:])
     if "HYDRA_FULL_ERROR" in os.environ:
         app()
@@ -103,6 +105,7 @@ def _full(error: OSError) -> int:
 def exit_codes() -> Iterator[None]:
     """End the process by SystemExit, which Hydra passes on silently, at a refusal, a failed run, Ctrl-C or a full disk
     in this block. Paths are relative to the directory in which the command was started, whatever hydra.job.chdir is."""
+    output.settle()
     if HydraConfig.initialized():
         os.chdir(HydraConfig.get().runtime.cwd)
     try:

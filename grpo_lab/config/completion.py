@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from glob import glob
+from glob import escape, glob
 from importlib.util import find_spec
 
 import hydra
@@ -46,7 +46,7 @@ def candidates(line: str, commands: Iterable[str]) -> Iterator[str]:
         yield from _passed_on(word)
         _print_overrides(line)
     if command == "evaluate" and "=" not in word:
-        yield from (f"{path}/" for path in glob(f"{word}*") if os.path.isdir(path))
+        yield from (f"{path}/" for path in glob(f"{escape(word)}*") if os.path.isdir(path))
 
 
 def _passed_on(word: str) -> Iterator[str]:

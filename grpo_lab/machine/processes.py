@@ -23,6 +23,7 @@ from grpo_lab.config.errors import RequestError
 
 WARDEN = Path(__file__).with_name("warden.py")
 TREE = "GRPO_LAB_TREE"  # in the environment of every process of a tree: the tree's id
+LOG_ENCODING = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # of what is read back, whatever the terminal's
 SHORT_PATH = 60  # vLLM appends 37 characters to VLLM_RPC_BASE_PATH; a socket's path may have 107
 KILL_PATIENCE_S = 30.0
 
@@ -58,7 +59,7 @@ class Child:
         self._exit: int | None = None
         self._heard = b""
         try:
-            own = {"VLLM_RPC_BASE_PATH": str(self.scratch), **env, **no_proxy(env), TREE: self.tree}
+            own = {"VLLM_RPC_BASE_PATH": str(self.scratch), **LOG_ENCODING, **env, **no_proxy(env), TREE: self.tree}
             self._start({**os.environ, **own}, cwd)
         except OSError:
             shutil.rmtree(self.scratch, ignore_errors=True)

@@ -152,4 +152,4 @@ def plan(
 
 
 def say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)

@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from grpo_lab.conductor.console import screen
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import PointFailed, RequestError
 from grpo_lab.config.limits import check_limits
@@ -68,7 +69,7 @@ def launch(
         frozen = [points.foreign_point(composer, told, first + at) for at, told in enumerate(job_overrides)]
     tracks = {point.name: Track(point, sweep.log(point.name)) for point in frozen}
     if ours and ours.dry_run:
-        board.plan(Console(), frozen, sweep.folder, exclusive=settings.exclusive, searching=searching)
+        board.plan(screen(), frozen, sweep.folder, exclusive=settings.exclusive, searching=searching)
         if searching:
             raise SystemExit(0)  # the sweeper would wait for values
     else:
@@ -135,7 +136,7 @@ def _carry_out(
     ours: Config | None,
 ) -> None:
     """Freeze, run, sum up. A foreign application speaks for itself."""
-    console = Console(quiet=ours is None)
+    console = screen(quiet=ours is None)
     sweep.jobs.mkdir(exist_ok=True)
     if ours:
         command = redact_command(["python", "-m", f"grpo_lab.{ours.kind}", *sys.argv[1:]])

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 
 from grpo_lab.conductor import job
+from grpo_lab.conductor.console import screen
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.naming import label
@@ -116,7 +116,7 @@ def need_of(config: Config, machine: Machine) -> Need:
     if share is not None and not 1 <= share <= have:
         raise RequestError(f"launcher.gpus_per_job={share}: this machine has {have} GPUs")
     point = job.of(config, dataclasses.replace(machine, gpus=machine.gpus[:share]))
-    point.choose(Console(quiet=True), on_paper=True)
+    point.choose(screen(quiet=True), on_paper=True)
     point.decide(job.NO_PORTS)
     plan = point.plan
     pinned = (*plan.trainer_gpus, *plan.server_gpus) if isinstance(point.config.gpus, list) else ()

@@ -44,7 +44,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM: the first lets points save what they have, the second ends them."""
+    """STOPPING: the first lets points save what they have, the second ends them."""
     stop = Stop()
 
     def on_signal(number: int) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from grpo_lab.conductor.signals import STOPPING
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
@@ -75,7 +76,7 @@ def judge(point: Point, code: int, printed: Log) -> Failure | None:
     if code == 0 and point.config is None:
         return None
     number = -code if code < 0 else code - 128
-    if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    if number in (signal.SIGKILL, *STOPPING):
         return Failure("killed", f"the point's process was ended by signal {number}", str(printed.path))
     if code == REFUSED:
         return Failure("error", printed.refusal(), str(printed.path))

@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor import publishing
+from grpo_lab.conductor.adornment import adorn
+from grpo_lab.config import output
 from grpo_lab.config.jobs import PublishConfig
 from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
+from grpo_lab.store.records import Failure
+from grpo_lab.sweep import board
 from grpo_lab.sweep.points import Point
-from grpo_lab.sweep.track import state_on_disk
+from grpo_lab.sweep.track import Track, state_on_disk
 from tests.conftest import ROOT, SHORT, cli
 
 BRIEF = [*SHORT, "grpo.max_steps=2", "eval.problems=16"]
@@ -105,3 +110,53 @@ def test_a_sweep_does_not_skip_a_point_that_trained_fewer_steps_than_asked(tmp_p
     for steps, state in ((0, "waiting"), (3, "waiting"), (4, "finished")):
         store.write_json(point.run.result, {"status": "finished", "failure": None, "steps": steps})
         assert state_on_disk(point) == (state, None)
+
+
+STRANGE = "r[/q] [bold]x[/bold] :x:"
+
+
+def test_names_and_messages_from_outside_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console, run = terminal.screen(), Run(tmp_path / STRANGE)
+    console.width = 400
+    terminal.banner(console, run.folder, 0, [("model", STRANGE)], [STRANGE])
+    progress = terminal.Progress(console, run)
+    progress.show(f"vLLM server | {STRANGE}")
+    progress.say(STRANGE)
+    terminal.failure(console, Failure(STRANGE, STRANGE, STRANGE))
+    adorn(console, STRANGE, lambda: 1 / 0, STRANGE)
+    track = Track(Point(0, STRANGE, (), tmp_path, None), tmp_path / STRANGE)
+    track.failure = Failure("error", STRANGE)
+    board.summary(console, [track], run.folder)
+    console.print(board.Board(console).table([track]))
+    assert capsys.readouterr().out.count(STRANGE) >= 12
+
+
+def test_every_console_is_one_without_markup() -> None:
+    makers = [file for file in (ROOT / "grpo_lab").rglob("*.py") if " Console(" in file.read_text()]
+    assert makers == [ROOT / "grpo_lab" / "conductor" / "console.py"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_that_lacks_letters_shows_escapes(encoding: str, tmp_path: Path) -> None:
+    asked = [*SHORT, "eval.enabled=false", f"runs_dir={tmp_path}", "name='été Ω'"]
+    argv = [sys.executable, "-m", "grpo_lab.train", *asked]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    shown = ended.stdout.decode(encoding)
+    assert r"t\xe9 \u03a9" in shown if encoding == "ascii" else r"été \u03a9" in shown
+    assert "% ##" in shown  # the bars of the summary
+    assert store.read_json(Run(tmp_path / "été Ω").result)["status"] == "finished"
+
+
+def test_a_run_whose_reader_ends_goes_on_and_says_so(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "grpo_lab.train", *BRIEF, f"runs_dir={tmp_path}", "name=one"]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        words = process.stderr.read()
+    assert process.returncode == 0
+    assert words == f"{output.READER_ENDED}\n"
+    assert store.read_json(Run(tmp_path / "one").result)["status"] == "finished"

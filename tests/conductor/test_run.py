@@ -160,7 +160,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(runs / "straight")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_and_resumed_equals_straight(number: signal.Signals, runs: Path, straight: Run) -> None:
     """20 steps straight, and 20 steps with a stop in between, give the same losses to the last digit."""
     asked = [*STEPS, f"runs_dir={runs}"]

@@ -124,7 +124,7 @@ def test_kill_9_of_the_launcher_and_the_same_command_again(runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop(runs: Path, number: signal.Signals) -> None:
     command = ["--multirun", f"runs_dir={runs}", *SHORT, "eval.enabled=false", "grpo.max_steps=2000", "seed=1,2,3"]
     argv = [sys.executable, "-m", "grpo_lab.train", *command]
