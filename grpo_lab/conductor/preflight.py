@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,24 +77,69 @@ def _check_call(key: str, settings: dict[str, Any], ours: set[str]) -> None:
 
 
 def _definition(key: str, target: str) -> ast.AST:
-    """The top-level statement of its module that binds the function a dotted path names."""
+    """The top-level statement of its module that binds the function a dotted path names.
+
+    An empty one where only an import can tell: lazy modules, star imports, guarded imports, methods of classes.
+    """
     module, _, function = str(target).rpartition(".")
-    try:
-        spec = find_spec(module) if module else None
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    spec = _spec(module)
+    if spec is None and _spec(module.partition(".")[0]) is None:
         raise RequestError(f"{key}={target}: no module '{module}' on the Python path (the working directory is on it)")
-    bound = _bound(Path(spec.origin))
-    if function not in bound:
-        raise RequestError(f"{key}={target}: '{module}' defines no '{function}'; {nearest(function, bound)}")
-    return bound[function]
+    bound = _bound(Path(spec.origin)) if spec and spec.origin and spec.origin.endswith(".py") else {}
+    if function in bound:
+        return bound[function]
+    lacking = _import_fails(target)
+    if lacking is None:
+        return ast.Pass()
+    lacking = lacking or f"'{module}' defines no '{function}'; {nearest(function, bound)}"
+    raise RequestError(f"{key}={target}: {lacking}")
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return find_spec(module) if module else None
+    except (ModuleNotFoundError, ValueError):  # ValueError: a module without a spec, as __main__
+        return None
+
+
+@cache
+def _import_fails(target: str) -> str | None:
+    """Whether another process, which may import torch, finds no function: None, or what it has to say about it."""
+    child = subprocess.run(
+        (sys.executable, "-c", _IMPORT, target),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    return None if child.returncode == 0 else child.stdout.partition(_MARK)[2].strip()
+
+
+_MARK = "grpo-lab:"
+_IMPORT = f"""
+import sys, types
+from hydra.utils import get_method
+if isinstance(get_method(sys.argv[1]), types.BuiltinFunctionType):
+    sys.exit(print("{_MARK} a function of Python or C itself, which takes no completions and columns by name") or 1)
+"""
 
 
 @cache
 def _bound(file: Path) -> dict[str, ast.AST]:
-    """What a module binds at its top level; a sweep asks for the same modules at every point."""
-    return {name: node for node in ast.parse(file.read_text(encoding="utf-8")).body for name in _names(node)}
+    """What a module binds at its top level; a sweep asks for the same modules at every point.
+
+    Raises:
+        RequestError: where Python cannot read it.
+    """
+    try:
+        statements = ast.parse(file.read_bytes(), str(file)).body  # bytes: Python's own rules of encodings
+    except SyntaxError as error:
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise RequestError(f"{file}{where}: Python cannot read this module: {error.msg}") from error
+    except ValueError as error:
+        raise RequestError(f"{file}: Python cannot read this module: {error}") from error
+    return {name: node for node in statements for name in _names(node)}
 
 
 def _names(node: ast.AST) -> list[str]:
@@ -135,7 +183,7 @@ def check_data(config: Config) -> None:
 def _needed(reward: dict[str, Any]) -> set[str]:
     """Columns: parameters without a default that the YAML does not set and TRL does not pass by itself."""
     definition = _definition("rewards", str(reward["_target_"]))
-    if not isinstance(definition, ast.FunctionDef):
+    if not isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
         return set()
     arguments = definition.args
     required = {one.arg for one in arguments.args[: len(arguments.args) - len(arguments.defaults)]}

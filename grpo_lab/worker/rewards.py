@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ RewardFunction = Callable[..., list[float | None]]
 _OURS = ("_target_", "weight")
 _ONE_AT_A_TIME = threading.Lock()
 """AsyncGRPOTrainer calls all rewards at once, in threads; they are written for one."""
+_ASYNC = asyncio.Runner()
+"""Runs rewards that are coroutines, always in the same loop: what they keep open (a client) is bound to it."""
 
 
 class BadReward(RuntimeError):
@@ -73,7 +77,8 @@ class Reward:
 
     def _values(self, **given: Any) -> list[float | None]:
         # A column that is called as a parameter does not replace it.
-        return list(get_method(self.target)(**{**given, **self.parameters}))
+        values = get_method(self.target)(**{**given, **self.parameters})
+        return list(_ASYNC.run(values) if inspect.iscoroutine(values) else values)
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
         name = self.__name__
