@@ -22,7 +22,7 @@ MODULES = {
     "pre_mark": b"\xef\xbb\xbf" + SCORE.encode(),
     "pre_latin": b"# -*- coding: latin-1 -*-\n# caf\xe9\n" + SCORE.encode(),
     "pre_typo": b"x = 1\ndef score(completions:\n    return 1\n",
-    "pre_async": b"import asyncio\nasync def score(completions, solution):\n    await asyncio.sleep(0)\n    return [1.]\n",
+    "pre_async": b"import asyncio\nasync def score(completions, solution):\n    return await asyncio.sleep(0, [1.0])\n",
 }
 
 
