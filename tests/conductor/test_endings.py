@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ from grpo_lab.store.records import Failure
 from grpo_lab.sweep import board
 from grpo_lab.sweep.points import Point
 from grpo_lab.sweep.track import Track, state_on_disk
-from tests.conftest import ROOT, SHORT, cli
+from tests.conftest import ROOT, SHORT, cli, wait_for_step
 
 BRIEF = [*SHORT, "grpo.max_steps=2", "eval.problems=16"]
 
@@ -160,3 +162,18 @@ def test_a_run_whose_reader_ends_goes_on_and_says_so(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert words == f"{output.READER_ENDED}\n"
     assert store.read_json(Run(tmp_path / "one").result)["status"] == "finished"
+
+
+@pytest.mark.parametrize(("before", "code"), [(signal.SIG_DFL, 129), (signal.SIG_IGN, 0)])
+def test_a_terminal_that_goes(before: signal.Handlers, code: int, tmp_path: Path) -> None:
+    """Its command is stopped as by SIGTERM, or goes on where SIGHUP is ignored, without a terminal to write to."""
+    run, asked = Run(tmp_path / "one"), [*SHORT, "grpo.max_steps=20", "eval.enabled=false", f"runs_dir={tmp_path}"]
+    pid, terminal_end = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, before)
+        os.execv(sys.executable, [sys.executable, "-m", "grpo_lab.train", *asked, "name=one"])
+    wait_for_step(run, 1)
+    os.close(terminal_end)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    assert run.last_checkpoint() is not None
+    assert run.result.exists() == (code == 0)
