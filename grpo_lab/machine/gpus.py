@@ -78,7 +78,7 @@ def read_machine(asked: object = "auto") -> Machine:
         cores=cores,
         limited=cores < seen,
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
-        versions={name: found for name in PACKAGES if (found := upstream.version(name)) is not None},
+        versions={name: installed for name in PACKAGES if (installed := upstream.version(name)) is not None},
         notes=(*notes, *([note] if note else ())),
     )
 

@@ -62,9 +62,9 @@ class Log:
     def causes(self, count: int = 3) -> list[str]:
         """The exceptions in it, first the first: what came later mostly only followed from it."""
         lines = self.lines(4 * 2**20)
-        found = [_with_details(lines, at) for at, line in enumerate(lines) if EXCEPTION.match(line)]
-        roots = [cause for cause in found if not CONSEQUENCE.search(cause)]
-        return list(dict.fromkeys(roots or found))[:count]
+        exceptions = [_with_details(lines, at) for at, line in enumerate(lines) if EXCEPTION.match(line)]
+        roots = [cause for cause in exceptions if not CONSEQUENCE.search(cause)]
+        return list(dict.fromkeys(roots or exceptions))[:count]
 
 
 def _with_details(lines: Sequence[str], at: int) -> str:

@@ -65,13 +65,13 @@ def _slices(nvml: Any, handle: Any) -> list[dict[str, Any]]:
             return []
     except nvml.NVMLError:  # this kind of card cannot be cut
         return []
-    found = []
+    devices = []
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            found.append(_named(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
+            devices.append(_named(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
         except nvml.NVMLError:  # there could be so many, and are fewer
             continue
-    return found or [{"error": "MIG is on, and it has no MIG device"}]
+    return devices or [{"error": "MIG is on, and it has no MIG device"}]
 
 
 def main() -> None:

@@ -182,14 +182,14 @@ def tree_members(tree: str) -> list[psutil.Process]:
 
 def carriers(variable: str, value: str) -> list[psutil.Process]:
     """Living processes with this value of an environment variable."""
-    found = []
+    living = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                living.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-    return found
+    return living
 
 
 def await_end(variable: str, value: str, timeout_s: float) -> None:
@@ -197,7 +197,7 @@ def await_end(variable: str, value: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while left := carriers(variable, value):
         if time.monotonic() > deadline:
-            raise RequestError(f"{value} is in use by processes {', '.join(str(one.pid) for one in left)}")
+            raise RequestError(f"{value} is in use by processes {', '.join(str(process.pid) for process in left)}")
         time.sleep(0.2)
 
 

@@ -302,5 +302,5 @@ def gloo_client(address: str | None = None, timeout_s: float = TIMEOUT_S) -> typ
 def own_address() -> str:
     from vllm.utils.network_utils import get_ip
 
-    found: str = get_ip()
-    return found
+    address: str = get_ip()
+    return address

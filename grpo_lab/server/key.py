@@ -66,5 +66,5 @@ class Gate:
             await send({"type": "http.response.body", "body": b'{"error": "this server asks for its key"}'})
 
     def _knows(self, scope: Message) -> bool:
-        said = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(said, self._expected)
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(header, self._expected)

@@ -257,9 +257,9 @@ def mismatches(
         ("seed", info.seed, seed),
     ]
     wrong = [
-        f"{what} is {found}, expected {expected}"
-        for what, found, expected in wanted
-        if None not in (found, expected) and found != expected
+        f"{what} is {differences}, expected {expected}"
+        for what, differences, expected in wanted
+        if None not in (differences, expected) and differences != expected
     ]
     if info.backend != backend:
         wrong.append(f"weight-transfer backend is {info.backend or 'not configured'}, expected {backend}")

@@ -47,4 +47,4 @@ def of_steps(run: Run, first: int, last: int) -> list[Completion]:
 
 
 def _text(messages: str | list[dict[str, str]]) -> str:
-    return messages if isinstance(messages, str) else "\n".join(str(one["content"]) for one in messages)
+    return messages if isinstance(messages, str) else "\n".join(str(message["content"]) for message in messages)

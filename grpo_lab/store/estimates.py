@@ -52,11 +52,11 @@ def decimals(value: float) -> int:
 def read(row: Row) -> dict[str, Estimate]:
     """Name -> estimate, of one run (or one load of it); what was not measured, or is no number, is not in it."""
     several = measures.columns(row.get("kind", "train"))
-    found = {measure.name: estimate(measure.field(row)) for measure in several}
+    estimates = {measure.name: estimate(measure.field(row)) for measure in several}
     for measure in several:
-        if measure.inverse_of and (under := found[measure.inverse_of]):
-            found[measure.name] = _reciprocal(under)
-    return {name: one for name, one in found.items() if one is not None}
+        if measure.inverse_of and (under := estimates[measure.inverse_of]):
+            estimates[measure.name] = _reciprocal(under)
+    return {name: value for name, value in estimates.items() if value is not None}
 
 
 def estimate(found: Any) -> Estimate | None:
@@ -64,7 +64,7 @@ def estimate(found: Any) -> Estimate | None:
     if isinstance(found, Mapping) and not {"median", "value"} & set(found):
         found = list(found.values())
     if isinstance(found, list):
-        several = [one.value for each in found if (one := estimate(each))]
+        several = [part.value for each in found if (part := estimate(each))]
         return Estimate(max(several)) if several else None
     if not isinstance(found, Mapping):
         return Estimate(float(found)) if _is_number(found) else None
@@ -87,9 +87,9 @@ def over_runs(measure: Measure, several: Sequence[Estimate]) -> Estimate:
     """
     if len(several) == 1:
         return several[0]
-    values, share = [one.value for one in several], measure.form is forms.SHARE
-    own = [None if one.low is None or one.high is None else (one.low, one.high) for one in several]
-    answers = [one.n for one in several if one.n]
+    values, share = [run.value for run in several], measure.form is forms.SHARE
+    own = [None if run.low is None or run.high is None else (run.low, run.high) for run in several]
+    answers = [run.n for run in several if run.n]
     interval = stats.over_runs(values, own, answers if share and len(answers) == len(several) else None)
     low, high = interval or (None, None)
     low = max(0.0, low) if low is not None and (measure.unit or share) else low
@@ -113,14 +113,14 @@ def ratio(over: Estimate, under: Estimate) -> Estimate | None:
 
 
 def min_n(*several: Estimate) -> int | None:
-    return min((one.n for one in several if one.n is not None), default=None)
+    return min((each.n for each in several if each.n is not None), default=None)
 
 
-def _reciprocal(one: Estimate) -> Estimate | None:
-    if one.value <= 0 or (one.low is not None and one.low <= 0):
+def _reciprocal(measured: Estimate) -> Estimate | None:
+    if measured.value <= 0 or (measured.low is not None and measured.low <= 0):
         return None
-    low, high = (1 / one.high, 1 / one.low) if one.low and one.high else (None, None)
-    return Estimate(1 / one.value, low, high, one.n, one.of, one.ranged)
+    low, high = (1 / measured.high, 1 / measured.low) if measured.low and measured.high else (None, None)
+    return Estimate(1 / measured.value, low, high, measured.n, measured.of, measured.ranged)
 
 
 def _is_number(value: Any) -> bool:

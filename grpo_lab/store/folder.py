@@ -28,7 +28,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _SET_ASIDE = re.compile(r"\.old-\d+$")
 _EVALUATIONS = "evaluations"
 TRIALS = ".trials"
-"""Below the runs: short runs that `layout=auto` times to choose by, which are no results of anybody's."""
+"""Folder of the trial runs of `layout=auto`. Reports skip them."""
 STEPPING = ("training", "evaluating in between")
 """Phases of a worker between its first step and its last, where it can end after the step at hand."""
 
@@ -140,8 +140,8 @@ class Run:
 
     def last_checkpoint(self) -> tuple[Path, int] | None:
         """The newest whole checkpoint and its step."""
-        found = self.whole_checkpoints()
-        return (found[max(found)], max(found)) if found else None
+        checkpoints = self.whole_checkpoints()
+        return (checkpoints[max(checkpoints)], max(checkpoints)) if checkpoints else None
 
     def append_metrics(self, row: Row) -> None:
         line = json.dumps(row) + "\n"
@@ -293,8 +293,8 @@ def load(folder: Path) -> list[Row]:
 
 def runs(folder: Path) -> list[Run]:
     """Every run at or below a folder that has ended; as for :func:`load`."""
-    found = sorted(Path(folder).rglob("result.json"))
-    return [Run(path.parent) for path in found if is_run(path.relative_to(folder))]
+    results = sorted(Path(folder).rglob("result.json"))
+    return [Run(path.parent) for path in results if is_run(path.relative_to(folder))]
 
 
 def is_run(path: Path) -> bool:

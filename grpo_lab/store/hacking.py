@@ -91,7 +91,7 @@ def measure(run: Run) -> Measured | None:
         copied=Ends(_mean(map(copies, before)), _mean(map(copies, after))),
         dominant=dominant,
         common=common,
-        copy=next((one.text for one in after if copies(one)), ""),
+        copy=next((completion.text for completion in after if copies(completion)), ""),
         sample=after[-1].text if after else "",
     )
 
@@ -110,9 +110,9 @@ def signs(measured: Measured) -> dict[str, Row]:
     return shown
 
 
-def _is_short(found: Measured) -> bool:
-    fell = found.tokens.both(lambda first, last: last <= SHORT_TOKENS and last <= SHORTER * first)
-    return fell and found.accuracy.both(lambda first, last: last - first >= RISE)
+def _is_short(ends: Measured) -> bool:
+    fell = ends.tokens.both(lambda first, last: last <= SHORT_TOKENS and last <= SHORTER * first)
+    return fell and ends.accuracy.both(lambda first, last: last - first >= RISE)
 
 
 def _learned_another(ends: Measured) -> bool:
@@ -123,16 +123,16 @@ def _learned_another(ends: Measured) -> bool:
 SIGNS: dict[str, tuple[Callable[[Measured], bool], Callable[[Measured], str], Callable[[Measured], str]]] = {
     "short_completions": (
         _is_short,
-        lambda found: (
-            f"accuracy rose while completions shrank from {found.tokens.first:.0f} to {found.tokens.last:.0f} tokens:"
+        lambda ends: (
+            f"accuracy rose while completions shrank from {ends.tokens.first:.0f} to {ends.tokens.last:.0f} tokens:"
             " read some, they may please the reward without an answer"
         ),
-        lambda found: found.sample,
+        lambda ends: ends.sample,
     ),
     "one_completion": (
-        lambda found: found.dominant >= DOMINANT,
-        lambda found: f"one and the same completion answers {found.dominant:.0%} of the last prompts",
-        lambda found: found.common,
+        lambda ends: ends.dominant >= DOMINANT,
+        lambda ends: f"one and the same completion answers {ends.dominant:.0%} of the last prompts",
+        lambda ends: ends.common,
     ),
     "another_reward": (
         _learned_another,
@@ -143,24 +143,22 @@ SIGNS: dict[str, tuple[Callable[[Measured], bool], Callable[[Measured], str], Ca
         lambda ends: ends.sample,
     ),
     "copied_prompts": (
-        lambda found: found.copied.both(lambda first, last: last >= COPIED and last - first >= COPIED_RISE),
-        lambda found: f"{found.copied.last:.0%} of the last answers are copied from the prompt",
-        lambda found: found.copy,
+        lambda ends: ends.copied.both(lambda first, last: last >= COPIED and last - first >= COPIED_RISE),
+        lambda ends: f"{ends.copied.last:.0%} of the last answers are copied from the prompt",
+        lambda ends: ends.copy,
     ),
     "cut_off_completions": (
-        lambda found: found.cut_off.both(lambda first, last: last >= CUT_OFF and first <= CUT_OFF_BEFORE),
-        lambda found: (
-            f"{found.cut_off.last:.0%} of the last completions were cut off, {found.cut_off.first:.0%} at first"
-        ),
-        lambda found: found.sample,
+        lambda ends: ends.cut_off.both(lambda first, last: last >= CUT_OFF and first <= CUT_OFF_BEFORE),
+        lambda ends: f"{ends.cut_off.last:.0%} of the last completions were cut off, {ends.cut_off.first:.0%} at first",
+        lambda ends: ends.sample,
     ),
     "entropy_collapse": (
-        lambda found: found.entropy.both(lambda first, last: last < ENTROPY and last < ENTROPY_SHARE * first),
-        lambda found: (
-            f"the policy's entropy fell from {found.entropy.first:.2g} to {found.entropy.last:.2g} nats a token:"
+        lambda ends: ends.entropy.both(lambda first, last: last < ENTROPY and last < ENTROPY_SHARE * first),
+        lambda ends: (
+            f"the policy's entropy fell from {ends.entropy.first:.2g} to {ends.entropy.last:.2g} nats a token:"
             " its completions hardly differ, so there is little left to learn from"
         ),
-        lambda found: found.sample,
+        lambda ends: ends.sample,
     ),
 }
 """Sign -> when it shows, what is said of it, and the completion that is shown with it."""
@@ -184,7 +182,7 @@ def _squeezed(text: str) -> str:
 
 def _most_common(several: Sequence[Completion]) -> tuple[str, float]:
     """The text that the most prompts were answered with, and their share; of too few prompts the share is 0."""
-    pairs = {(one.prompt, one.text) for one in several}
+    pairs = {(completion.prompt, completion.text) for completion in several}
     prompts = len({prompt for prompt, _ in pairs})
     if prompts < PROMPTS:
         return "", 0.0

@@ -18,7 +18,7 @@ SHARE = 0.5
 NOT_FINITE = {key: f"not_finite/{key}" for key in ("loss", "grad_norm", "reward")}
 """What is counted -> its column in metrics.jsonl, in steps where it is not zero."""
 EMPTY = "completions/empty"
-"""Column: completions of the step without a character."""
+"""Column: empty completions of the step."""
 
 
 _REWARD = re.compile(r"rewards/[^/]+/mean")
@@ -94,14 +94,14 @@ def solution_warnings(run: Run) -> dict[str, Row]:
 
 def warnings(rows: Sequence[Row]) -> dict[str, Row]:
     """sign -> `steps` that show it, `of` the steps that can, `count` in all, and `message`."""
-    found = {}
+    shown = {}
     for name, sign in SIGNS.items():
         amounts = [amount for row in rows if (amount := sign.amount(row)) is not None]
         steps = sum(amount > 0 for amount in amounts)
         if steps and (not sign.lasting or steps >= SHARE * len(amounts)):
             message = f"{sign.text}: in {steps} of {len(amounts)} steps"
-            found[name] = {"steps": steps, "of": len(amounts), "count": int(sum(amounts)), "message": message}
-    return found
+            shown[name] = {"steps": steps, "of": len(amounts), "count": int(sum(amounts)), "message": message}
+    return shown
 
 
 def shown_by(rows: Sequence[Row]) -> list[tuple[str, str]]:

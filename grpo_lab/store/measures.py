@@ -68,10 +68,10 @@ class Measure:
 
     def field(self, fields: Mapping[str, Any]) -> Any:
         """What a result's `metrics`, or anything with its keys, hold of it; None where they do not."""
-        found: Any = fields
+        value: Any = fields
         for key in self.keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
     def values(self, rows: Sequence[Row]) -> list[Any]:
         """What the rows of metrics.jsonl hold of it."""

@@ -84,7 +84,7 @@ class Result:
     tp: int = 1
     """GPUs that share the weights of one engine."""
     dp: int = 1
-    """Engines."""
+    """Data-parallel engines."""
     gpus: int = 0
     """All GPUs of the run; 0 on a machine without."""
     seed: int = 0
@@ -179,11 +179,11 @@ class EvaluationResult:
     sampling: Mapping[str, Any]
     """Temperature and the other settings of sampling."""
     seed: int
-    """Of sampling."""
+    """Seed of sampling."""
     seconds: float
-    """Of generation, without loading the model."""
+    """Seconds of generation, without loading the model."""
     tokens: int
-    """Of all completions."""
+    """Tokens of all completions."""
     backend: str
     """`vllm` or `transformers`."""
     accuracy_rule: str | None = None

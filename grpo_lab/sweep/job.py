@@ -47,8 +47,8 @@ def write(path: Path, content: bytes) -> None:
 def _unpickled(path: Path) -> Any:
     """Unpickling runs what is in a file. Raises RequestError for one that somebody else made or could have changed."""
     with path.open("rb") as file:
-        found = os.fstat(file.fileno())
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise RequestError(f"{path} belongs to another user or can be changed by others; it is not read")
         return cloudpickle.loads(file.read())
 

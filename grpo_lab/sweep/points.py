@@ -75,12 +75,12 @@ def freeze(
     for number, overrides in enumerate(job_overrides, first):
         config = configuration.from_hydra(composer.task(overrides))
         identity = configuration.identity(config)
-        told = [redact_argument(text) for text in overrides if text not in fixed]
-        name = label(told) if told else "point"
+        arguments = [redact_argument(text) for text in overrides if text not in fixed]
+        name = label(arguments) if arguments else "point"
         if taken.setdefault(name, identity) != identity:
             name = f"{name}-{identity}"
             taken[name] = identity
-        asked = dataclasses.replace(config.sweep, name=sweep.folder.name, overrides=told)
+        asked = dataclasses.replace(config.sweep, name=sweep.folder.name, overrides=arguments)
         placed = dataclasses.replace(config, runs_dir=str(sweep.folder), name=name, resume=True, sweep=asked)
         points.append(_planned(Point(number, name, tuple(overrides), sweep.folder / name, placed), placed, backend))
     return points

@@ -85,10 +85,10 @@ class InBetween(TrainerCallback):
         with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
             marks = evaluate(self.trainer, self.problems, self.rule, self._progress)
         trl.bring_weights_again(self.trainer)
-        found = results.proportion(marks)
-        if found is not None:
+        accuracy = results.proportion(marks)
+        if accuracy is not None:
             seconds = time.perf_counter() - started
-            self.recorder.beside = {"eval/accuracy": found["value"], "eval/n": found["n"], "eval/time_s": seconds}
+            self.recorder.beside = {"eval/accuracy": accuracy["value"], "eval/n": accuracy["n"], "eval/time_s": seconds}
         self._show(store.STEPPING[0], state.global_step, state.max_steps)
 
     def _progress(self, done: int, total: int) -> None:

@@ -55,7 +55,7 @@ class Soundness:
 
         def calculate_rewards(*args: Any, **kwargs: Any) -> torch.Tensor:
             completions = kwargs["completions"] if "completions" in kwargs else args[2]
-            self._counts[EMPTY] += sum(not text_of(one) for one in completions)
+            self._counts[EMPTY] += sum(not text_of(completion) for completion in completions)
             return method(*args, **kwargs)
 
         setattr(self.trainer, name, calculate_rewards)

@@ -173,10 +173,10 @@ def _checked(request: Request, completions: int, answer: Answer) -> int:
     usage = answer.usage if request.timed else json.loads(answer.body)["usage"]
     if usage is None:
         raise BenchFailed("the server ended a stream without its usage")
-    found = (usage["prompt_tokens"], usage["completion_tokens"])
+    counted = (usage["prompt_tokens"], usage["completion_tokens"])
     wanted = (len(request.prompt), completions * request.length)
-    if found != wanted:
-        raise BenchFailed(f"the server reports {found} tokens of prompt and completions, {wanted} were asked for")
+    if counted != wanted:
+        raise BenchFailed(f"the server reports {counted} tokens of prompt and completions, {wanted} were asked for")
     lengths = list(answer.totals.values())
     if request.timed and lengths != [request.length] * completions:
         raise BenchFailed(f"a stream brought completions of {lengths} tokens, not {completions} of {request.length}")
