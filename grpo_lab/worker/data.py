@@ -40,8 +40,8 @@ def load_data(
         datasets.disable_progress_bars()
     function, arguments = get_method(config.data["_target_"]), data_arguments(config)
     limit = config.data.get("max_prompt_tokens")
-    tokenizer = _tokenizer(config, model_path) if limit else None
-    training, held_out = function("train", **arguments), None
+    tokenizer = _tokenizer(config, model_path)
+    training, held_out = in_plain_text(function("train", **arguments), tokenizer), None
     evaluated = config.eval.enabled and "solution" in training.column_names
     training, counts = _short_enough("train", training, len(training), tokenizer, limit)
     if len(training) < (needed := prompts_of(config.grpo)):
@@ -51,12 +51,21 @@ def load_data(
         )
     rows = {"train": counts}
     if evaluated:
-        held_out = function("test", **arguments)
+        held_out = in_plain_text(function("test", **arguments), tokenizer)
         held_out, counts = _short_enough("test", held_out, config.eval.problems or len(held_out), tokenizer, limit)
         rows["test"] = counts
     if run is not None and os.environ.get("RANK", "0") == "0":
         run.update_outcome(data=rows)
     return training, held_out
+
+
+def in_plain_text(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """The rows with the texts of their messages as prompts, where the tokenizer has no chat template to write them."""
+    if getattr(tokenizer, "chat_template", None) or isinstance(rows[0]["prompt"], str):
+        return rows
+    print("no chat template: prompts are asked in plain text", flush=True)
+    texts = ["\n\n".join(str(message["content"]) for message in prompt) + "\n" for prompt in rows["prompt"]]
+    return rows.remove_columns("prompt").add_column("prompt", texts)
 
 
 def _tokenizer(config: Config, model_path: str) -> PreTrainedTokenizerBase:

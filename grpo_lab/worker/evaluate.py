@@ -30,6 +30,7 @@ from grpo_lab.store import records
 from grpo_lab.store.files import write_parquet
 from grpo_lab.store.folder import Evaluation, Row, Run
 from grpo_lab.store.records import Progress
+from grpo_lab.worker.data import in_plain_text
 from grpo_lab.worker.rewards import Reward, held_out_rule, right
 
 Answer = Callable[[list[list[int]], int], list[list[int]]]
@@ -95,6 +96,7 @@ def read_problems(config: Config, plan: EvaluationPlan, tokenizer: PreTrainedTok
         raise RequestError(f"data: {error}") from error
     for column in {"prompt", "solution"} - set(rows.column_names):
         raise RequestError(f"data: {target} gives no column '{column}', which an evaluation needs")
+    rows = in_plain_text(rows, tokenizer) if len(rows) else rows
     prompts = list(rows["prompt"])
     tokens = token_ids(tokenizer, prompts, plan.chat_template) if prompts else []
     problems = [

@@ -1,0 +1,21 @@
+"""A model without a chat template is asked in plain text, in training and in evaluations."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+from grpo_lab.store.folder import Run
+from tests.conftest import SHORT, cli
+
+
+def test_a_model_without_a_chat_template_trains_on_messages(runs: Path, tmp_path: Path) -> None:
+    model = tmp_path / "plain"
+    shutil.copytree(str(files("grpo_lab") / "assets" / "tiny"), model)
+    (model / "chat_template.jinja").unlink()
+    ended = cli(*SHORT, "model=path", f"model.path={model}", f"runs_dir={runs}", "name=plain")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    run = Run(runs / "plain")
+    assert [row["step"] for row in run.rows()] == [1, 2, 3, 4]
+    assert run.worker_log.read_text().count("prompts are asked in plain text") == 2
