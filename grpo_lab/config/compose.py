@@ -104,7 +104,7 @@ def identity(config: Config) -> str:
     everything = redact(asdict(config))
     for room, key in _SPEED_ONLY:
         del everything[room][key]
-    for reward in everything["rewards"].values():
+    for reward in filter(None, everything["rewards"].values()):
         for key in [key for key, default in _LATER.items() if reward.get(key, ...) == default]:
             del reward[key]
     keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY

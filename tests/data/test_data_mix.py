@@ -123,8 +123,6 @@ def test_a_mix_that_cannot_be_made_is_refused(parts: Any, words: list[str]) -> N
     [
         (["data=custom", "data._target_=tests.data.test_data_mix.reserved"], "gives a column 'completions'"),
         (["data=custom", "data._target_=tests.data.test_data_mix.without_solution"], "which rewards.accuracy needs"),
-        (["data.max_prompt_tokens=many"], "data.max_prompt_tokens='many'"),
-        (["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0"),
         (["data.system_prompt=boxd"], "boxed, plain, r1"),
     ],
 )

@@ -194,6 +194,7 @@ def test_nothing_is_unpickled_evaluated_or_loaded_as_code_but_where_it_is_known_
     """Each call that could run what is in a file or a text, and why it may stay."""
     allowed = {
         ("sweep/job.py", "loads"),  # the launcher's own file, seen to be this user's and closed to others
+        ("rewards/verifier.py", "load"),  # what the process that started it writes to its standard input
         ("rewards/cell.py", "exec"),  # the policy's program, confined
         ("reporter/folder.py", "load"),  # PyYAML's safe loader
     }

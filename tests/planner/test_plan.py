@@ -96,6 +96,8 @@ REFUSED: list[tuple[Machine, list[str], str]] = [
     (with_gpus(2), ["vllm.dp=2"], "need vllm=colocate or vllm=server"),
     (with_gpus(2), ["vllm=server", "vllm.max_model_len=100"], "need 513 tokens"),
     (with_gpus(2), ["vllm=server", "vllm.max_model_len=600", "data.max_prompt_tokens=200"], "need 712 tokens"),
+    (ON_CPU, ["data.max_prompt_tokens=many"], "data.max_prompt_tokens='many'"),
+    (ON_CPU, ["data.max_prompt_tokens=0"], "data.max_prompt_tokens=0"),
     (with_gpus(2), ["vllm=server", "vllm.max_model_len=999999"], "context of 131072"),
     (with_gpus(2), ["vllm=server", "vllm.engine.tensor_paralel_size=2"], "did you mean 'tensor_parallel_size'?"),
     (with_gpus(2), ["vllm=server", "vllm.engine.seed=2"], "set seed"),

@@ -188,9 +188,9 @@ def test_a_hang_in_sympy_is_bounded_and_counted(threaded: bool) -> None:
         accuracy([r"\boxed{\sqrt{2}}"], [HANGING_GOLD])  # the processes are up
         start = time.monotonic()
         completions = [HANGING, HANGING, r"\boxed{10^{1000000000}}", r"\boxed{1+\sqrt2}"]
-        results.append(accuracy(completions, [HANGING_GOLD] * 4, timeout_s=1.0, log_metric=log_to(logged)))
+        results.append(accuracy(completions, [HANGING_GOLD] * 4, timeout_s=3.0, log_metric=log_to(logged)))
         results.append(accuracy([r"\boxed{1+\sqrt2}"], [HANGING_GOLD]))  # and it goes on
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
 
     if threaded:
         thread = threading.Thread(target=score)
