@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "measure how fast a layout generates",
     "evaluate": "pass@1 and pass@k of a run's checkpoint or a model",
     "plan": "every layout of this machine or hardware=: what fits, predicted speed",
+    "show": "what the policy wrote, coloured by reward: --worst, --problem N, --changed, --follow",
     "report": "tables and plots of runs and sweeps",
     "publish": "a finished run's policy and model card on the Hugging Face Hub",
 }

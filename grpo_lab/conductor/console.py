@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from grpo_lab.conductor import samples
+from grpo_lab.conductor.keys import Keys
 from grpo_lab.config.redaction import redact
 from grpo_lab.planner.parts import Command
 from grpo_lab.planner.train import shell
@@ -25,6 +27,8 @@ PLAIN_EVERY_S = 10.0
 """Without a terminal: at most one line in so many seconds."""
 RECENT = 20
 """Steps that the time left is reckoned from."""
+SAMPLES_KEY = "s"
+"""Prints two samples while a run goes on."""
 
 
 def screen(*, quiet: bool = False) -> Console:
@@ -80,14 +84,17 @@ class Progress:
         self._judged = 0
         self._warned: set[str] = set()
         self._started = time.monotonic()
+        self._keys = Keys()
 
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
+            self._keys.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            self._keys.__exit__()
             self._live.stop()
 
     @property
@@ -119,7 +126,12 @@ class Progress:
             return
         rows = self.rows
         self._warn(rows)
-        self.show(step_line(Pace.of(rows, progress.total)) if rows else f"training: first step | {clock(waited)}")
+        if self._keys.pressed() == SAMPLES_KEY:
+            samples.two(self.console, self.run)
+        hint = f" | {SAMPLES_KEY}: samples" if self._keys.active else ""
+        self.show(
+            step_line(Pace.of(rows, progress.total)) + hint if rows else f"training: first step | {clock(waited)}"
+        )
 
     def _warn(self, rows: Sequence[Row]) -> None:
         """Say each sign of ill health once, when it first shows."""

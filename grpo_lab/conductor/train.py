@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
-from grpo_lab.conductor import publishing
+from grpo_lab.conductor import publishing, samples
 from grpo_lab.conductor.adornment import adorn
 from grpo_lab.conductor.job import full_disk
 from grpo_lab.conductor.preflight import check_data, check_targets
@@ -103,6 +103,7 @@ class Train(RunJob[Plan]):
         adorn(console, "no picture", lambda: curve.draw(self.run, end))
 
     def show(self, console: Console, end: Result) -> None:
+        samples.two(console, self.run)
         terminal.lines(console, summary(end))
         terminal.files(console, self.run)
 

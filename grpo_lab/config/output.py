@@ -44,14 +44,15 @@ class _Lasting(io.FileIO):
             return len(data)
 
 
-def settle() -> None:
-    """Let the process's own stdout and stderr outlast their readers, and write what their encoding lacks as escapes."""
+def settle(*, outlast: bool = True) -> None:
+    """Let the process's own stdout and stderr write what their encoding lacks as escapes and, where it has more to do
+    than to print, outlast their readers."""
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
             continue
         stream.flush()
-        raw = _Lasting(stream.fileno(), "w", closefd=False)
+        raw = (_Lasting if outlast else io.FileIO)(stream.fileno(), "w", closefd=False)
         by_line = name == "stderr" or raw.isatty()
         setattr(sys, name, _text(raw, stream.encoding, by_line=by_line))
 

@@ -1,12 +1,29 @@
-"""The completions of a run: one parquet file from the ones that TRL writes each step."""
+"""What the policy wrote: the completions of every step, and its answers to the held-out problems."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from grpo_lab.store.files import write_parquet
+import yaml
+
+from grpo_lab.config.errors import RequestError
+from grpo_lab.store.files import Row, write_parquet
 from grpo_lab.store.folder import Run
+
+TOKENS = "completion_tokens"
+"""Column that the worker adds to TRL's: length of the completion, its end token included."""
+BATCH = 256
+"""Rows that are in memory at a time: a prompt may have a megabyte."""
+_NO_REWARDS = ("step", "prompt", "completion", "advantage", TOKENS)
+
+
+class DamagedCompletions(RequestError):
+    """The completions of a run cannot be read."""
 
 
 def gather(run: Run) -> None:
@@ -17,34 +34,184 @@ def gather(run: Run) -> None:
     from pyarrow import ArrowInvalid, concat_tables, parquet
 
     tables, needed = [], 0
-    for file in sorted(run.step_completions.glob("completions_*.parquet")):
+    for file in step_files(run):
         with contextlib.suppress(ArrowInvalid):
             tables.append(parquet.read_table(file))
             needed += file.stat().st_size
-    if tables:
-        write_parquet(concat_tables(tables), run.completions, needed)
+    if tables:  # a run of an older version that goes on has no lengths before it does
+        write_parquet(concat_tables(tables, promote_options="default"), run.completions, needed)
+
+
+def step_files(run: Run) -> list[Path]:
+    """One file a step, as TRL writes them."""
+    return sorted(run.step_completions.glob("completions_*.parquet"))
 
 
 @dataclass(frozen=True)
-class Completion:
+class Sample:
+    """A completion and what it earned."""
+
     prompt: str
     """All that the policy was given, messages one after the other."""
     text: str
+    step: int = 0
+    problem: int = 0
+    """Number of its prompt, from 1 in the order in which the run first asked them; 0 where nobody counted."""
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """As the functions gave them, before weights."""
+    reward: float | None = None
+    """Their weighted sum."""
+    advantage: float | None = None
+    tokens: int | None = None
+    """None in runs of versions that did not record it."""
+    cut_off: bool | None = None
+    """Whether it is as long as completions may be."""
 
 
-def of_steps(run: Run, first: int, last: int) -> list[Completion]:
+@dataclass(frozen=True)
+class Asked:
+    """The part of a run's config that its completions are read with."""
+
+    weights: Mapping[str, float]
+    longest: int | None
+    """Tokens that a completion may have."""
+
+    @classmethod
+    def of(cls, run: Run) -> Asked:
+        """Empty where config.yaml is missing or no config, as in completions that were copied alone."""
+        try:
+            config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            weights = {name: float(reward.get("weight", 1.0)) for name, reward in config["rewards"].items()}
+            return cls(weights, config["grpo"].get("max_completion_length"))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+            return cls({}, None)
+
+
+def samples(run: Run, files: Sequence[Path] | None = None) -> Iterator[Sample]:
+    """Every completion of a run in the order of its steps, also while it goes on; nothing where none were recorded.
+
+    `files`: only these, whose problems are then not counted. A file of a step that cannot be read is left out: it may
+    be being written.
+
+    Raises:
+        DamagedCompletions: for a completions.parquet that cannot be read.
+    """
+    asked, numbers = Asked.of(run), dict[int, int]()
+    for file in _sources(run) if files is None else files:
+        for row in _rows(file, lasting=file == run.completions):
+            prompt = text_of(row.get("prompt"))
+            number = numbers.setdefault(hash(prompt), len(numbers) + 1) if files is None else 0
+            yield _sample(row, prompt, number, asked)
+
+
+def _sources(run: Run) -> list[Path]:
+    whole = [run.completions] if run.completions.is_file() else []
+    return whole if whole and run.result.is_file() else step_files(run) or whole
+
+
+def _rows(file: Path, *, lasting: bool) -> Iterator[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(file) as whole:
+            for batch in whole.iter_batches(BATCH):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        if lasting:
+            raise DamagedCompletions(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _sample(row: Row, prompt: str, problem: int, asked: Asked) -> Sample:
+    rewards = {
+        name: _number(value)
+        for name, value in row.items()
+        if name not in _NO_REWARDS and (value is None or isinstance(value, int | float))
+    }
+    tokens = row.get(TOKENS)
+    return Sample(
+        prompt,
+        text_of(row.get("completion")),
+        int(row.get("step") or 0),
+        problem,
+        rewards,
+        _weighted(rewards, asked.weights),
+        _number(row.get("advantage")),
+        tokens,
+        None if tokens is None or asked.longest is None else tokens >= asked.longest,
+    )
+
+
+def _weighted(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    """As TRL adds them up: what says nothing counts nothing. None where none says anything."""
+    known = {name: weight for name, weight in weights.items() if name in rewards} or dict.fromkeys(rewards, 1.0)
+    parts = [weight * value for name, weight in known.items() if (value := rewards[name]) is not None]
+    return math.fsum(parts) if parts else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def of_steps(run: Run, first: int, last: int) -> list[Sample]:
     """What was sampled from one step to another, both included; nothing where that is not recorded or damaged."""
     from pyarrow import ArrowException, parquet
 
     if not run.completions.is_file():
         return []
-    asked = {"columns": ["prompt", "completion"], "filters": [("step", ">=", first), ("step", "<=", last)]}
+    columns = {"columns": ["prompt", "completion"], "filters": [("step", ">=", first), ("step", "<=", last)]}
     try:
-        rows = parquet.read_table(run.completions, **asked).to_pylist()
+        rows = parquet.read_table(run.completions, **columns).to_pylist()
     except ArrowException:
         return []
-    return [Completion(_text(row["prompt"]), _text(row["completion"])) for row in rows]
+    return [Sample(text_of(row["prompt"]), text_of(row["completion"])) for row in rows]
 
 
-def _text(messages: str | list[dict[str, str]]) -> str:
-    return messages if isinstance(messages, str) else "\n".join(str(message["content"]) for message in messages)
+def text_of(messages: Any) -> str:
+    """The text of a string or of chat messages, one after the other."""
+    if messages is None or isinstance(messages, str):
+        return messages or ""
+    return "\n".join(str(message.get("content") or "") for message in messages)
+
+
+def save_answers(run: Run, moment: str, prompts: Sequence[Any], texts: Sequence[str], marks: Sequence[Any]) -> None:
+    """Write what was answered to the held-out problems, in their order. Raises DiskFull."""
+    import pyarrow
+
+    columns = {"prompt": [text_of(prompt) for prompt in prompts], "completion": list(texts), "right": list(marks)}
+    write_parquet(pyarrow.table(columns), run.answers(moment))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out problem that was answered right at one end of the run and wrong at the other."""
+
+    problem: int
+    """From 1, in the order of the held-out problems."""
+    right_after: bool
+    prompt: str
+    before: str
+    after: str
+
+
+def changes(run: Run) -> list[Change]:
+    """Those that were right and are wrong, then the reverse.
+
+    Raises:
+        RequestError: where the run has not answered them twice, or not left its answers.
+    """
+    before, after = (list(_answers(run, moment)) for moment in ("before", "after"))
+    pairs = [
+        Change(number, bool(last["right"]), last["prompt"], first["completion"], last["completion"])
+        for number, (first, last) in enumerate(zip(before, after, strict=False), 1)
+        if None not in (first["right"], last["right"]) and first["right"] != last["right"]
+    ]
+    return sorted(pairs, key=lambda change: change.right_after)
+
+
+def _answers(run: Run, moment: str) -> Iterator[Row]:
+    file = run.answers(moment)
+    if not file.is_file():
+        marks = run.evaluation(moment).is_file()
+        why = "it was made by a version that left marks only" if marks else "it was not evaluated, or not yet"
+        raise RequestError(f"{run.folder} has no answers to held-out problems {moment} training: {why}")
+    return _rows(file, lasting=True)

@@ -117,6 +117,10 @@ class Run:
         """Held-out answers, 1 right and 0 wrong in the order of the problems; moment is `before` or `after`."""
         return self.folder / f"evaluation_{moment}.json"
 
+    def answers(self, moment: str) -> Path:
+        """What was answered then: `prompt`, `completion`, `right`."""
+        return self.folder / f"evaluation_{moment}.parquet"
+
     @property
     def ballast(self) -> Path:
         """Room on the disk that is given up when there is none left, for the files that say so."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_lab.store import completions
-from grpo_lab.store.completions import Completion
+from grpo_lab.store.completions import Sample
 from grpo_lab.store.folder import Row, Run
 
 LEAST_STEPS = 10
@@ -164,7 +164,7 @@ SIGNS: dict[str, tuple[Callable[[Measured], bool], Callable[[Measured], str], Ca
 """Sign -> when it shows, what is said of it, and the completion that is shown with it."""
 
 
-def copies(completion: Completion) -> bool:
+def copies(completion: Sample) -> bool:
     """Whether its answer, which is no number, stands in the prompt: of three characters or more, spaces left out."""
     answer = _squeezed(answer_of(completion.text))
     return len(answer) >= 3 and not _NUMBER.fullmatch(answer) and answer in _squeezed(completion.prompt)
@@ -180,7 +180,7 @@ def _squeezed(text: str) -> str:
     return re.sub(r"[\s$]", "", text)
 
 
-def _most_common(several: Sequence[Completion]) -> tuple[str, float]:
+def _most_common(several: Sequence[Sample]) -> tuple[str, float]:
     """The text that the most prompts were answered with, and their share; of too few prompts the share is 0."""
     pairs = {(completion.prompt, completion.text) for completion in several}
     prompts = len({prompt for prompt, _ in pairs})

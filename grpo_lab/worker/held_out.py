@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -20,17 +21,24 @@ from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Progress
 from grpo_lab.worker.patches import trl
 from grpo_lab.worker.recording import Recorder
-from grpo_lab.worker.rewards import Reward, right
+from grpo_lab.worker.rewards import Reward, right, text_of
 from grpo_lab.worker.trainers import Trainer, handling
 
 CHUNK = 128
 """Problems that one process generates at a time."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    mark: int | None
+    """1 right, 0 wrong, None where the gold answer cannot be read."""
+
+
 def evaluate(
     trainer: Trainer, problems: datasets.Dataset, rule: Reward, on_progress: Callable[[int, int], None]
-) -> list[int | None]:
-    """1 right, 0 wrong, None where the gold answer cannot be read; one a problem, in their order, on every rank.
+) -> list[Answer]:
+    """One answer a problem, in their order, on every rank.
 
     Every rank calls it: each takes every `num_processes`-th problem, and all generate equally often. Sampled with
     the trainer's generation settings, temperature included.
@@ -40,20 +48,21 @@ def evaluate(
     mine = [(state.process_index + turn * state.num_processes) % total for turn in range(share)]
     handling(trainer).catch_up(trainer)
     trainer.model.eval()
-    marks: list[tuple[int, int | None]] = []
+    answers: list[tuple[int, Answer]] = []
     for start in range(0, share, CHUNK):
         chunk = mine[start : start + CHUNK]
-        marks += zip(chunk, _marks(trainer, problems.select(chunk), rule), strict=True)
-        on_progress(min(total, len(marks) * state.num_processes), total)
+        answers += zip(chunk, _answer(trainer, problems.select(chunk), rule), strict=True)
+        on_progress(min(total, len(answers) * state.num_processes), total)
     trainer.model.train()
-    by_problem = dict(gather_object(marks))
+    by_problem = dict(gather_object(answers))
     return [by_problem[problem] for problem in range(total)]
 
 
-def _marks(trainer: Trainer, chunk: datasets.Dataset, rule: Reward) -> list[int | None]:
+def _answer(trainer: Trainer, chunk: datasets.Dataset, rule: Reward) -> list[Answer]:
     rows: list[dict[str, Any]] = list(chunk)
     completions = handling(trainer).generate(trainer, [row["prompt"] for row in rows])
-    return [None if mark is None else int(mark) for mark in right(rule, completions, rows)]
+    marks = (None if mark is None else int(mark) for mark in right(rule, completions, rows))
+    return [Answer(text_of(completion), mark) for completion, mark in zip(completions, marks, strict=True)]
 
 
 class InBetween(TrainerCallback):
@@ -83,9 +92,9 @@ class InBetween(TrainerCallback):
         started = time.perf_counter()
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with self.recorder.clock.stopped(), torch.random.fork_rng(devices):
-            marks = evaluate(self.trainer, self.problems, self.rule, self._progress)
+            answers = evaluate(self.trainer, self.problems, self.rule, self._progress)
         trl.bring_weights_again(self.trainer)
-        accuracy = results.proportion(marks)
+        accuracy = results.proportion([answer.mark for answer in answers])
         if accuracy is not None:
             seconds = time.perf_counter() - started
             self.recorder.beside = {"eval/accuracy": accuracy["value"], "eval/n": accuracy["n"], "eval/time_s": seconds}

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from grpo_lab.planner.algorithms.async_grpo import CLASSIFIER
 from grpo_lab.rewards.held_out import accuracy_rule
+from grpo_lab.store.completions import TOKENS
 
 RewardFunction = Callable[..., list[float | None]]
 _OURS = ("_target_", "weight")
@@ -37,14 +38,18 @@ class BadReward(RuntimeError):
 def build(rewards: dict[str, dict[str, Any]], *, weighted: bool = False) -> list[RewardFunction | PreTrainedModel]:
     """What TRL takes, in the order of the config: functions, each called `name` in every metric, and classifiers.
 
-    `weighted`: for a trainer that only adds rewards up, each is multiplied by its weight.
+    `weighted`: for a trainer that only adds rewards up, each is multiplied by its weight. The first function also
+    records how long completions are.
     """
-    return [
+    functions = [
         _classifier(name, **settings)
         if settings.get("path") and settings["_target_"] == CLASSIFIER
         else Reward(name, settings, float(settings.get("weight", 1.0)) if weighted else 1.0)
         for name, settings in rewards.items()
     ]
+    if first := next((function for function in functions if isinstance(function, Reward)), None):
+        first.counts_tokens = True
+    return functions
 
 
 def _classifier(name: str, path: str, dtype: str = "auto", **others: Any) -> PreTrainedModel:
@@ -72,7 +77,7 @@ class Reward:
         self.__name__ = name
         self.target = settings["_target_"]
         self.parameters = {key: value for key, value in settings.items() if key not in _OURS}
-        self.factor = factor
+        self.factor, self.counts_tokens = factor, False
         get_method(self.target)
 
     def _values(self, **given: Any) -> list[float | None]:
@@ -82,6 +87,8 @@ class Reward:
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
         name = self.__name__
+        if self.counts_tokens and "log_extra" in columns and "completion_ids" in columns:
+            columns["log_extra"](TOKENS, [len(ids) for ids in columns["completion_ids"]])
         try:
             with _ONE_AT_A_TIME:
                 values = self._values(completions=completions, **columns)

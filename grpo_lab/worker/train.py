@@ -20,8 +20,8 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.disk import DiskFull, full_disk
 from grpo_lab.machine.logs import OUT_OF_MEMORY
 from grpo_lab.planner.train import Plan
+from grpo_lab.store import completions, records, tracker
 from grpo_lab.store import folder as store
-from grpo_lab.store import records, tracker
 from grpo_lab.store import train as results
 from grpo_lab.store.folder import Run
 from grpo_lab.store.records import Env, Failure, Progress
@@ -214,13 +214,16 @@ class _Course(TrainerCallback):
         if self.held_out is None:
             return
         self._progress(f"evaluating {moment}", 0, len(self.held_out))
-        marks = evaluate(
+        answers = evaluate(
             self.trainer,
             self.held_out,
             rewarding.held_out_rule(self.config.rewards),
             lambda done, total: self._progress(f"evaluating {moment}", done, total),
         )
         if self.trainer.is_world_process_zero():
+            marks = [answer.mark for answer in answers]
+            texts = [answer.text for answer in answers]
+            completions.save_answers(self.run, moment, self.held_out["prompt"], texts, marks)
             store.write_json(self.run.evaluation(moment), marks)
 
     def _progress(self, phase: str, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.compute
 import pyarrow.parquet
 import pytest
 
@@ -51,11 +52,26 @@ def test_a_run_leaves_its_files(finished: tuple[Run, str]) -> None:
     assert result["failure"] is None
     assert [row["step"] for row in run.rows()] == [1, 2, 3, 4, 5, 6]
     assert run.reward_curve.read_bytes().startswith(b"\x89PNG")
-    assert pyarrow.parquet.read_table(run.completions).num_rows == 6 * 32
+    table = pyarrow.parquet.read_table(run.completions)
+    assert table.num_rows == 6 * 32
+    lengths = table.filter(pyarrow.compute.field("step") == 6)["completion_tokens"].to_pylist()
+    assert sum(lengths) == run.rows()[-1]["completion_tokens"]
+    answers = pyarrow.parquet.read_table(run.answers("after"))
+    assert answers["right"].to_pylist() == store.read_json(run.evaluation("after"))
+    assert all(answers["completion"].to_pylist())
     environment = store.read_json(run.env)
     assert {"torch", "trl", "command", "cores", "git_commit"} <= environment.keys()
     assert 1 < environment["host_ms"] < 1000
-    for told in ("held-out pass@1", "95%", "n=32", "step time", str(run.folder), "reward_curve.png", "wandb sync"):
+    for told in (
+        "samples of step 6, the worst and the best",
+        "held-out pass@1",
+        "95%",
+        "n=32",
+        "step time",
+        str(run.folder),
+        "reward_curve.png",
+        "wandb sync",
+    ):
         assert told in shown
 
 
