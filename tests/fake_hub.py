@@ -27,11 +27,15 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)
     """LFS objects by their sha256."""
     commits: int = 0
+    role: str = "write"
+    """Of the token."""
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         match method, path.strip("/").split("/"):
             case "POST", ["api", "repos", "create"]:
                 return self._create(json.loads(body))
+            case "GET", ["api", "whoami-v2"]:
+                return 200, {"name": "me", "auth": {"accessToken": {"role": self.role}}}
             case "POST", ["api", "validate-yaml"]:
                 return 200, {"errors": [], "warnings": []}
             case "POST", ["api", "models", owner, name, "preupload", "main"]:

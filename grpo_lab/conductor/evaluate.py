@@ -13,6 +13,7 @@ from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
 from grpo_lab.conductor.children import Children, Failed, failure_of
+from grpo_lab.conductor.credentials import check_folder
 from grpo_lab.conductor.job import NO_PORTS, Job, follow, full_disk
 from grpo_lab.conductor.preflight import check_targets
 from grpo_lab.conductor.request import Request, read_request
@@ -68,6 +69,8 @@ class Evaluate(Job[EvaluationPlan, Answered]):
 
     def check(self) -> tuple[str, ...]:
         check_targets(dataclasses.replace(self.config, rewards=dict([accuracy_rule(self.config.rewards)])))
+        if not self.config.dry_run:
+            check_folder(self.work.folder)
         return ()
 
     def banner(self) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor import credentials
 from grpo_lab.conductor.children import Children, Processes
 from grpo_lab.conductor.job import Job, conduct, full_disk
 from grpo_lab.config import compose as configuration
@@ -71,7 +72,8 @@ class RunJob(Job[PlanT, Result]):
     def check(self) -> tuple[str, ...]:
         check_url(self.config)
         tracker.check(self.config.tracker)
-        return self.plan.notes
+        unasked = () if self.config.dry_run else credentials.check(self.config, self.run.folder)
+        return (*self.plan.notes, *unasked)
 
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
         return self.plan.commands()
@@ -156,7 +158,11 @@ def settle_folder(run: Run, config: Config, console: Console) -> Result | None:
         return result
     checkpoint = run.last_checkpoint()
     if checkpoint and (reason := unresumable(config.grpo)):
-        raise RequestError(f"{run.folder} cannot go on from step {checkpoint[1]}: {reason}; resume=false starts over")
+        cannot = f"{run.folder} cannot go on from step {checkpoint[1]}: {reason}"
+        if config.sweep.name is None:
+            raise RequestError(f"{cannot}; resume=false starts over")
+        console.print(f"  {cannot}; it starts over, and the earlier run is now {run.set_aside()}", soft_wrap=True)
+        return None
     if checkpoint and config.resume is None:
         raise RequestError(
             f"{run.folder} was left at step {checkpoint[1]}: resume=true goes on from there, resume=false starts over"

@@ -14,12 +14,20 @@ from grpo_lab.config.errors import RequestError
 
 @contextmanager
 def held(path: Path, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock file, made if it is missing. Raises RequestError if another process keeps it `patience_s` long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold the lock file, made if it is missing.
+
+    Raises:
+        RequestError: if another process keeps it `patience_s` long, or its folder cannot be written.
+    """
     # Kept, since a waiting process has it open; that also rules out locks that outlive a killed holder.
     lock = FileLock(path, timeout=patience_s, poll_interval=0.1, preserve_lock_file=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise RequestError(
+            f"{path.parent} cannot be written ({error.strerror}); runs_dir= sets another folder"
+        ) from error
     except Timeout:
         holder = path.read_text().strip() or "unknown"
         raise RequestError(f"{path.parent} is in use by process {holder}") from None

@@ -14,14 +14,26 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from grpo_lab.config.errors import RequestError
 
 RANKS = re.compile(
     r"(LOCAL_|GROUP_|ROLE_|NODE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ROLE_NAME"
-    r"|(OMPI_COMM|MV2_COMM)_WORLD_\w+|(PMI|PMIX)_\w+|MPI_LOCAL\w+|SLURM_(PROCID|LOCALID|NODEID)"
+    r"|(OMPI_COMM|MV2_COMM)_WORLD_\w+|(PMI|PMIX|PALS)_\w+|MPI_LOCAL\w+|SLURM_(PROCID|LOCALID|NODEID)|CROSS_(RANK|SIZE)"
 )
 """Variables by which launchers (torchrun, mpirun, srun, Kubeflow) tell a process its place among others."""
+ORDERS = re.compile(r"ACCELERATE_(?!LOG_LEVEL)\w+|(FSDP|MEGATRON_LM|PARALLELISM_CONFIG|PET|FP8)_\w+")
+"""Variables by which `accelerate launch` says how to train, and Kubeflow (PET_*) how torchrun is to start."""
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+LAUNCHERS = ("accelerate", "accelerate-launch", "deepspeed", "torchrun")
+LAUNCHING = (
+    "accelerate.commands.launch",
+    "accelerate.commands.accelerate_cli",
+    "torch.distributed.run",
+    "deepspeed.launcher.launch",
+)
+"""Launchers as commands, and as modules of `python -m`."""
 
 
 def settle() -> tuple[str, ...]:
@@ -30,16 +42,28 @@ def settle() -> tuple[str, ...]:
     Raises:
         RequestError: if torchrun or accelerate started this process.
     """
-    if BY_TORCHRUN in os.environ:
+    launcher = "torchrun (or accelerate launch)" if BY_TORCHRUN in os.environ else _launched_by()
+    if launcher:
         raise RequestError(
-            "started by torchrun (or accelerate launch), which makes several of one command; start it once, plainly:"
-            " it starts torchrun itself, and trainer_gpus= says how many processes train"
+            f"started by {launcher}, which makes several of one command; start it once, plainly: it starts them itself,"
+            " and trainer_gpus= says how many processes train"
         )
-    for name in filter(RANKS.fullmatch, list(os.environ)):
-        del os.environ[name]
+    for name in list(os.environ):
+        if RANKS.fullmatch(name) or ORDERS.fullmatch(name):
+            del os.environ[name]
     _name_user()
     _find_modules_here()
     return _write_caches()
+
+
+def _launched_by() -> str | None:
+    """The launcher that is this process's parent: one of a single process leaves no sign but orders to the trainer."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()[:4]
+    except psutil.Error:
+        return None
+    named = [Path(word).name for word in words if Path(word).name in LAUNCHERS or word in LAUNCHING]
+    return named[0] if named else None
 
 
 def _name_user() -> None:

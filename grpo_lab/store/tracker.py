@@ -58,7 +58,7 @@ def check(settings: TrackerSettings) -> None:
         raise RequestError(f"tracker={settings.kind}: not installed; pip install {settings.kind}, or use tracker=none")
     if settings.mode == "offline":
         return
-    if settings.kind == "wandb" and not _has_wandb_key():
+    if settings.kind == "wandb" and not (wandb_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")):
         raise RequestError(
             "tracker.mode=online: no W&B key; set WANDB_API_KEY, run `wandb login`, or tracker.mode=offline"
         )
@@ -69,14 +69,18 @@ def check(settings: TrackerSettings) -> None:
         )
 
 
-def _has_wandb_key() -> bool:
-    """Whether wandb would find credentials; the same places that it looks in."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+def wandb_url() -> str:
+    return (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").rstrip("/")
+
+
+def wandb_key() -> str | None:
+    """The key that wandb would find; the same places that it looks in."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key.strip()
     given = os.environ.get("NETRC")
     files = [Path(given)] if given else [Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    return any(_netrc_password(file, host) for file in files if file.is_file())
+    host = urlsplit(wandb_url()).netloc
+    return next(filter(None, (_netrc_password(file, host) for file in files if file.is_file())), None)
 
 
 def _netrc_password(file: Path, host: str) -> str | None:

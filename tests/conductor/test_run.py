@@ -15,6 +15,9 @@ import pyarrow.compute
 import pyarrow.parquet
 import pytest
 
+from grpo_lab.conductor.console import screen
+from grpo_lab.conductor.run import settle_folder
+from grpo_lab.config import compose as configuration
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from grpo_lab.store.measures import MEASURES, PHASES
@@ -221,6 +224,13 @@ def test_what_cannot_be_resumed_exactly_is_refused(options: list[str], reason: s
         assert reason in refused.stderr
         assert "resume=false starts over" in refused.stderr
     assert run.rows() == rows
+    point = configuration.load(run.config)
+    point.sweep.name = "a sweep, which an unfinished point must not block"
+    with (console := screen()).capture() as words:
+        assert settle_folder(run, point, console) is None
+    assert f"{reason}" in words.get()
+    assert "starts over, and the earlier run is now" in words.get()
+    assert not run.folder.exists()
 
 
 def losses(run: Run) -> list[tuple[int, float, float]]:

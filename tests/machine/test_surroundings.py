@@ -42,7 +42,13 @@ FOREIGN = dict.fromkeys(
     (
         *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
         *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_RANK"),
-        *("SLURM_PROCID", "SLURM_LOCALID"),
+        *("SLURM_PROCID", "SLURM_LOCALID", "PET_NNODES", "PET_NPROC_PER_NODE", "FSDP_VERSION"),
+        *(
+            "ACCELERATE_MIXED_PRECISION",
+            "ACCELERATE_USE_FSDP",
+            "ACCELERATE_DYNAMO_BACKEND",
+            "PARALLELISM_CONFIG_TP_SIZE",
+        ),
     ),
     "1",
 )
@@ -50,26 +56,30 @@ FOREIGN = dict.fromkeys(
 
 def test_ranks_of_another_launcher_are_not_passed_on(tmp_path: Path) -> None:
     job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]", "MASTER": "yes", "PRANK": "1"}
+    job["ACCELERATE_LOG_LEVEL"] = "info"
     env, notes = settled(tmp_path, **FOREIGN, **job)
     assert not FOREIGN.keys() & env.keys()
     assert job.items() <= env.items()
     assert notes == []
 
 
-@pytest.mark.parametrize("module", ["train", "bench", "evaluate"])
-def test_a_start_under_torchrun_is_refused_by_name(module: str) -> None:
-    argv = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=1",
-        "-m",
-        f"grpo_lab.{module}",
-        "dry_run=true",
-    ]
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node=1"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "module", "shown"),
+    [
+        (TORCHRUN, "train", "torchrun"),
+        (TORCHRUN, "bench", "torchrun"),
+        (TORCHRUN, "evaluate", "torchrun"),
+        (["accelerate.commands.launch", "--cpu"], "train", "accelerate.commands.launch"),
+    ],
+)
+def test_a_start_under_another_launcher_is_refused_by_name(launcher: list[str], module: str, shown: str) -> None:
+    argv = [sys.executable, "-m", *launcher, "-m", f"grpo_lab.{module}", "dry_run=true"]
     answer = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert "error: started by torchrun" in answer.stderr
-    assert "exitcode  : 2" in answer.stderr
+    assert f"error: started by {shown}" in answer.stderr
+    assert "exit status 2" in answer.stderr or "exitcode  : 2" in answer.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
