@@ -1,7 +1,7 @@
 """`python -m grpo_lab.show runs/<run>`: what the policy wrote, coloured by reward.
 
-Without an option it shows a few of the last step. A reward is the weighted sum. What a terminal would act on, as escape sequences, is
-shown and not done.
+Without an option it shows a few of the last step. A reward is the weighted sum. What a terminal would act on, as escape
+sequences, is shown and not done.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_lab.reporter import configurations, context, curves, folder, pictures, published, rows, tables
+from grpo_lab.reporter import configurations, context, curves, folder, pictures, published, rollouts, rows, tables
 from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.pictures import Picture
+from grpo_lab.reporter.rollouts import Rollouts
 from grpo_lab.reporter.tables import Table
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import headlines
@@ -27,6 +28,8 @@ class Contents:
     """All that was measured, and what was published."""
     troubles: Sequence[Table]
     """What did not finish and what was left out, with the reasons."""
+    rollouts: Rollouts | None
+    """What the policies wrote, for the page."""
     runs: Sequence[Row]
     """For table.csv."""
 
@@ -43,10 +46,11 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
     kind = str(usable.rows[0]["kind"])
     several = configurations.group(usable.rows)
     drawn, damaged = curves.curves(several, folders) if kind == "train" else ({}, [])
+    browsed, unreadable = rollouts.read(usable.rows, folders) if kind == "train" else (None, [])
     sweep = next((row["sweep"] for row in usable.rows), None)
     source = published_file or published.find(sweep)
     beside = published.beside(published.read(source, kind), several) if source else None
-    troubles = (tables.unfinished(usable.rows, folders), tables.left_out([*usable.left_out, *damaged]))
+    troubles = (tables.unfinished(usable.rows, folders), tables.left_out([*usable.left_out, *damaged, *unreadable]))
     return Contents(
         title=", ".join(path.absolute().name for path in folders),
         facts=_facts(usable.rows, sweep),
@@ -54,6 +58,7 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
         tables=[table for table in (tables.results(several, kind), tables.pairs(several), beside) if table],
         pictures=_pictures(several, drawn, kind),
         troubles=[table for table in troubles if table],
+        rollouts=browsed,
         runs=rows.table([*usable.rows, *usable.aside]),
     )
 

@@ -1,6 +1,10 @@
-"""The report as one HTML file that needs nothing else: no script, no font, no request."""
+"""The report as one HTML file that needs nothing else: no font, no request, no script but its own."""
 
 from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,6 +24,15 @@ def html(contents: Contents) -> str:
         lstrip_blocks=True,
     )
     drawn = [(picture.title, picture.caption, Markup(picture.svg)) for picture in contents.pictures]
+    script = files("grpo_lab.reporter").joinpath("rollouts.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
-        contents=contents, pictures=drawn, how_to_read=tables.HOW_TO_READ, light=LIGHT, dark=DARK
+        contents=contents,
+        pictures=drawn,
+        how_to_read=tables.HOW_TO_READ,
+        light=LIGHT,
+        dark=DARK,
+        script=Markup(script),
+        allowed=f"'sha256-{digest}'" if contents.rollouts else "'none'",
+        rollouts=Markup(contents.rollouts.json()) if contents.rollouts else None,
     )

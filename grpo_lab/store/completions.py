@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from grpo_lab.store.folder import Run
 
 TOKENS = "completion_tokens"
 """Column that the worker adds to TRL's: length of the completion, its end token included."""
-BATCH = 256
+BATCH = 64
 """Rows that are in memory at a time: a prompt may have a megabyte."""
 _NO_REWARDS = ("step", "prompt", "completion", "advantage", TOKENS)
 
@@ -87,21 +88,29 @@ class Asked:
             return cls({}, None)
 
 
-def samples(run: Run, files: Sequence[Path] | None = None) -> Iterator[Sample]:
+def samples(run: Run, files: Sequence[Path] | None = None, steps: frozenset[int] | None = None) -> Iterator[Sample]:
     """Every completion of a run in the order of its steps, also while it goes on; nothing where none were recorded.
 
-    `files`: only these, whose problems are then not counted. A file of a step that cannot be read is left out: it may
-    be being written.
+    `files`, `steps`: only these, whose problems are then not counted. A file of a step that cannot be read is left
+    out: it may be being written.
 
     Raises:
         DamagedCompletions: for a completions.parquet that cannot be read.
     """
     asked, numbers = Asked.of(run), dict[int, int]()
     for file in _sources(run) if files is None else files:
-        for row in _rows(file, lasting=file == run.completions):
+        for row in _rows(file, steps, lasting=file == run.completions):
             prompt = text_of(row.get("prompt"))
-            number = numbers.setdefault(hash(prompt), len(numbers) + 1) if files is None else 0
+            number = numbers.setdefault(hash(prompt), len(numbers) + 1) if files is None and steps is None else 0
             yield _sample(row, prompt, number, asked)
+
+
+def recorded(run: Run) -> dict[int, int]:
+    """Step -> completions of it. Raises DamagedCompletions, as for :func:`samples`."""
+    counts = collections.Counter[int]()
+    for file in _sources(run):
+        counts.update(row["step"] for row in _rows(file, columns=["step"], lasting=file == run.completions))
+    return dict(counts)
 
 
 def _sources(run: Run) -> list[Path]:
@@ -109,14 +118,18 @@ def _sources(run: Run) -> list[Path]:
     return whole if whole and run.result.is_file() else step_files(run) or whole
 
 
-def _rows(file: Path, *, lasting: bool) -> Iterator[Row]:
+def _rows(
+    file: Path, steps: frozenset[int] | None = None, columns: list[str] | None = None, *, lasting: bool
+) -> Iterator[Row]:
     from pyarrow import ArrowException, parquet
+    from pyarrow.compute import field as column
 
     try:
         with parquet.ParquetFile(file) as whole:
-            for batch in whole.iter_batches(BATCH):
-                yield from batch.to_pylist()
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
+            for batch in whole.iter_batches(BATCH, columns=columns):
+                chosen = batch if steps is None else batch.filter(column("step").isin(list(steps)))
+                yield from chosen.to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError, KeyError) as error:
         if lasting:
             raise DamagedCompletions(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
 
