@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grpo_lab.config.errors import RequestError
 from grpo_lab.store.files import Row, write_parquet
 from grpo_lab.store.folder import Run
@@ -79,13 +77,10 @@ class Asked:
 
     @classmethod
     def of(cls, run: Run) -> Asked:
-        """Empty where config.yaml is missing or no config, as in completions that were copied alone."""
-        try:
-            config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-            weights = {name: float(reward.get("weight", 1.0)) for name, reward in config["rewards"].items()}
-            return cls(weights, config["grpo"].get("max_completion_length"))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-            return cls({}, None)
+        """Empty where config.yaml is missing, as beside completions that were copied alone."""
+        config = run.read_config()
+        weights = {name: float(reward.get("weight", 1.0)) for name, reward in (config.get("rewards") or {}).items()}
+        return cls(weights, (config.get("grpo") or {}).get("max_completion_length"))
 
 
 def samples(run: Run, files: Sequence[Path] | None = None, steps: frozenset[int] | None = None) -> Iterator[Sample]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.schema import Config
@@ -42,6 +44,14 @@ class Run:
     @property
     def config(self) -> Path:
         return self.folder / "config.yaml"
+
+    def read_config(self) -> Row:
+        """What was asked, as plain data; empty where the file is missing or damaged, as beside copied results."""
+        try:
+            asked = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return {}
+        return asked if isinstance(asked, dict) else {}
 
     @property
     def plan(self) -> Path:

@@ -1,10 +1,28 @@
-"""The picture of one run: reward over the steps, held-out accuracy at both ends."""
+"""The picture of one run: its rewards over the steps, and below them its held-out accuracy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from grpo_lab.machine.disk import DiskFull, writing
-from grpo_lab.store.folder import Run
+from grpo_lab.store import stats
+from grpo_lab.store.estimates import estimate
+from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.records import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, SOFT, LINE, PAPER = "#1b2430", "#566170", "#d5dbe3", "#fbfcfd"
+"""Of the reader's page nothing shows through: the picture brings its own paper, which glares less than white."""
+TOTAL, HELD_OUT = "#1b2430", "#2f6fb0"
+COMPONENTS = ("#d17a22", "#2e8b6f", "#b5527b", "#7a68b8", "#8a8d2f", "#4c9fc4", "#8d6f5a")
+_STYLE: dict[Any, Any] = {
+    **{"text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "axes.edgecolor": LINE},
+    **{"figure.facecolor": PAPER, "axes.facecolor": PAPER, "grid.color": LINE, "legend.frameon": False},
+    **{"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "text.parse_math": False},
+}
 
 
 def draw(run: Run, result: Result) -> None:
@@ -12,45 +30,100 @@ def draw(run: Run, result: Result) -> None:
 
     Matplotlib is imported here: it takes longer than the rest of the conductor.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = [row for row in run.rows() if row.get("reward") is not None]
     if not rows:
         return
-    figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    steps = [row["step"] for row in rows]
-    rewards = [row["reward"] for row in rows]
-    axes.plot(steps, rewards, color="#b9c8dc", linewidth=1)
+    points = held_out(run.rows(), result, rows[-1]["step"])
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7, 5.2 if points else 3.4), dpi=130, layout="constrained")
+        panels = figure.subplots(2, sharex=True, height_ratios=(3, 2)) if points else [figure.add_subplot()]
+        _rewards(panels[0], rows)
+        if points:
+            _accuracies(panels[1], points)
+        for axes in panels:
+            axes.grid(axis="y", linewidth=0.7)
+            axes.set_axisbelow(True)
+        panels[-1].set_xlabel("step")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.suptitle(title(run, result, rows), fontsize=11.5, wrap=True)
+        try:
+            with writing(run.reward_curve):
+                figure.savefig(run.reward_curve)
+        except DiskFull:
+            run.reward_curve.unlink(missing_ok=True)
+            raise
+
+
+def title(run: Run, result: Result, rows: Sequence[Row]) -> str:
+    """What came of it: `tiny on arithmetic: pass@1 0.42 -> 0.71, +0.29 (0.24 to 0.34)`."""
+    data = str((run.read_config().get("data") or {}).get("_target_", "")).rpartition(".")[2]
+    of = " on ".join(part for part in (result.model or run.folder.name, data) if part)
+    before, after, gain = (estimate(result.metrics.get(f"accuracy_{name}")) for name in ("before", "after", "gain"))
+    if before and after:
+        ends = f"pass@1 {before.value:.2f} -> {after.value:.2f}"
+        if gain is None or gain.low is None or gain.high is None:
+            return f"{of}: {ends}"
+        return f"{of}: {ends}, {gain.value:+.2f} ({gain.low:.2f} to {gain.high:.2f})"
+    tenth = max(1, len(rows) // 10)
+    first, last = (smooth([row["reward"] for row in part], tenth)[-1] for part in (rows[:tenth], rows[-tenth:]))
+    return f"{of}: reward {first:.2f} -> {last:.2f}"
+
+
+def _rewards(axes: Axes, rows: Sequence[Row]) -> None:
+    """The weighted sum, and its components where there are several: each step faint, the mean of a window strong."""
     window = max(1, len(rows) // 20)
-    axes.plot(steps, _smooth(rewards, window), color="#1f4e79", label=f"reward, mean of {window} steps", linewidth=2)
-    between = [row for row in run.rows() if row.get("eval/accuracy") is not None]
+    components = [key for key in rows[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    columns = [("reward", "reward", TOTAL)]
+    if len(components) > 1:
+        named = zip(components, COMPONENTS, strict=False)
+        columns += [(key, key.removeprefix("rewards/").removesuffix("/mean"), colour) for key, colour in named]
+    for key, label, colour in columns:
+        there = [row for row in rows if row.get(key) is not None]
+        steps, values = [row["step"] for row in there], [row[key] for row in there]
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
+        axes.plot(steps, smooth(values, window), color=colour, linewidth=2, label=label)
+    axes.set_ylabel(f"reward, mean of {window} steps" if window > 1 else "reward")
+    axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+
+
+Point = tuple[int, float, float, float, int]
+"""Step, share right, both ends of its 95% interval, problems."""
+
+
+def held_out(rows: Sequence[Row], result: Result, last: int) -> list[Point]:
+    """Held-out accuracy before, during and after training, as far as it was measured."""
+    points = [
+        (row["step"], row["eval/accuracy"], *stats.wilson(row["eval/accuracy"], row["eval/n"]), row["eval/n"])
+        for row in rows
+        if row.get("eval/accuracy") is not None
+    ]
+    for moment, step in (("before", 0), ("after", last)):
+        share = estimate(result.metrics.get(f"accuracy_{moment}"))
+        if share and share.low is not None and share.high is not None:
+            points.append((step, share.value, share.low, share.high, share.n or 0))
+    return sorted(points)
+
+
+def _accuracies(axes: Axes, points: Sequence[Point]) -> None:
+    steps, values, low, high, counts = zip(*points, strict=True)
+    between = len(points) > 2  # two ends say nothing about the way from one to the other
+    axes.plot(steps, values, "o-" if between else "o:", color=HELD_OUT, linewidth=1.6, markersize=5)
     if between:
-        label = f"held-out pass@1 (n={between[-1]['eval/n']})"
-        values = [row["eval/accuracy"] for row in between]
-        axes.plot([row["step"] for row in between], values, ".-", color="#7a5c99", linewidth=1, label=label)
-    for moment, step, colour in (("before", 0, "#c05a1c"), ("after", steps[-1], "#2b7a3d")):
-        accuracy = result.metrics[f"accuracy_{moment}"]
-        if accuracy:
-            low, high = accuracy["ci95"]
-            value = accuracy["value"]
-            label = f"held-out pass@1 {moment}: {value:.2f} (n={accuracy['n']})"
-            error = [
-                [max(0.0, value - low)],
-                [max(0.0, high - value)],
-            ]  # an older result may exclude its value by rounding
-            axes.errorbar([step], [value], yerr=error, fmt="o", color=colour, capsize=4, label=label)
-    axes.set(xlabel="step", ylabel="reward, accuracy", title=run.folder.name)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
-    try:
-        with writing(run.reward_curve):
-            figure.savefig(run.reward_curve)
-    except DiskFull:
-        run.reward_curve.unlink(missing_ok=True)
-        raise
+        axes.fill_between(steps, low, high, color=HELD_OUT, alpha=0.12, linewidth=0)
+    ends = [  # an older result may exclude its value by rounding
+        [max(0.0, value - end) for value, end in zip(values, low, strict=True)],
+        [max(0.0, end - value) for value, end in zip(values, high, strict=True)],
+    ]
+    axes.errorbar(steps, values, yerr=ends, fmt="none", ecolor=HELD_OUT, capsize=3, elinewidth=1)
+    axes.set_ylim(0, 1)
+    problems = " to ".join(f"{count}" for count in sorted({min(counts), max(counts)}))
+    axes.set_ylabel(f"held-out pass@1\n({problems} problems)")
 
 
-def _smooth(values: list[float], window: int) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values at each point."""
     return [sum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])]
