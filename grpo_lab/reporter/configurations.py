@@ -47,6 +47,11 @@ class Configuration:
         return _words({key: value for key, value in self.axes.items() if _is_work(key)})
 
     @property
+    def task(self) -> str:
+        """The work without the model that did it."""
+        return _words({key: value for key, value in self.axes.items() if _is_work(key) and key != "model"})
+
+    @property
     def way(self) -> str:
         """How it did it: layout, and what else was varied."""
         return _words({key: value for key, value in self.axes.items() if not _is_work(key)})
@@ -119,10 +124,11 @@ def _with_gpus(rows: Sequence[Row]) -> list[Row]:
 def _place(configuration: Configuration) -> list[list[tuple[bool, float, str]]]:
     """Those of one work beside each other; numbers in the order of numbers, also within a name: 3b before 14b."""
     in_order = sorted(configuration.axes.items(), key=lambda axis: not _is_work(axis[0]))
-    return [_words_and_numbers(value) for _, value in in_order]
+    return [words_and_numbers(value) for _, value in in_order]
 
 
-def _words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
+def words_and_numbers(value: object) -> list[tuple[bool, float, str]]:
+    """What to sort by, so that 3b comes before 14b."""
     if isinstance(value, int | float):
         return [(False, float(value), "")]
     parts = re.split(r"(\d+(?:\.\d+)?)", str(value))

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_lab.reporter import configurations, context, curves, folder, pictures, published, rollouts, rows, tables
+from grpo_lab.reporter import (
+    configurations,
+    context,
+    curves,
+    folder,
+    layouts,
+    pictures,
+    published,
+    rollouts,
+    rows,
+    tables,
+)
 from grpo_lab.reporter.configurations import Configuration
-from grpo_lab.reporter.pictures import Picture
+from grpo_lab.reporter.drawing import Picture
 from grpo_lab.reporter.rollouts import Rollouts
 from grpo_lab.reporter.tables import Table
 from grpo_lab.store.folder import Row
@@ -64,9 +75,13 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
 
 
 def _pictures(several: Sequence[Configuration], drawn: dict[str, list[curves.Curve]], kind: str) -> list[Picture]:
-    over_steps = [pictures.curve(column, drawn_curves, several) for column, drawn_curves in drawn.items()]
-    rest = [pictures.step_times(several), *over_steps, pictures.speed_and_accuracy(several)]
-    return [*pictures.heatmaps(several, kind), *(one for one in rest if one)]
+    """The reward beside the accuracy first, layouts before them where they were varied."""
+    over_steps = {
+        column: pictures.curve(column, lines) for column, lines in drawn.items() if curves.has_picture(column)
+    }
+    first = [pictures.held_out(several, drawn), over_steps.pop(curves.REWARD, None)]
+    rest = [*over_steps.values(), pictures.step_times(several), pictures.speed_and_accuracy(several)]
+    return [*layouts.crossings(several, kind), *(picture for picture in (*first, *rest) if picture)]
 
 
 def _command(rows: Sequence[Row], sweep: Path | None) -> str:

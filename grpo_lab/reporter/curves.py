@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,63 @@ from grpo_lab.reporter.configurations import Configuration
 from grpo_lab.reporter.folder import LeftOut, name
 from grpo_lab.store.folder import Run
 
-REWARD, ACCURACY = "reward", "rewards/accuracy/mean"
+REWARD, ACCURACY, HELD_OUT, PROBLEMS = "reward", "rewards/accuracy/mean", "eval/accuracy", "eval/n"
 POINTS = 200
 """Of a curve, at most: more than a picture of a few hundred pixels can show."""
+WINDOW = 20
+"""Part of a run's steps, one over it, that a smoothed point is the mean of."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column of metrics.jsonl that has a picture."""
+
+    title: str
+    label: str
+    """Of the y axis."""
+    meaning: str = ""
+
+
+SHOWN = {
+    REWARD: Shown("Reward", "reward", "Weighted sum of the components, mean over the completions of a step."),
+    "completions/mean_length": Shown("Completion length", "tokens", "Mean over the completions of a step."),
+    "completions/clipped_ratio": Shown("Cut off", "share", "Completions that reached the length limit."),
+    "frac_reward_zero_std": Shown(
+        "Groups without a difference", "share", "All completions of the prompt earned the same: nothing to learn from."
+    ),
+    "entropy": Shown("Entropy", "nats a token", "Of the policy, on its own completions."),
+    "kl": Shown("KL from the reference", "nats a token", "Estimated on the completions; only where beta is above 0."),
+    "grad_norm": Shown("Gradient norm", "norm", "Before clipping."),
+    "clip_ratio/region_mean": Shown("Clipped", "share", "Tokens whose ratio the loss clipped, at either end."),
+    "sampling/importance_sampling_ratio/mean": Shown(
+        "Importance ratio", "ratio", "The trainer's probability over vLLM's, as the loss uses it; 1: the same."
+    ),
+    "sampling/sampling_logp_difference/mean": Shown(
+        "Log-probability difference", "nats a token", "Between vLLM and the trainer, absolute."
+    ),
+}
+"""Column -> its picture, in the order of the page; components of the reward come after the reward."""
+
+
+def component(name: str) -> Shown:
+    return Shown(f"Reward: {name}", name, "A component of the reward, before its weight.")
+
+
+def shown(column: str) -> Shown:
+    """Raises KeyError for a column without a picture."""
+    name = component_of(column)
+    return component(name) if name else SHOWN[column]
+
+
+def has_picture(column: str) -> bool:
+    return column in SHOWN or bool(component_of(column))
+
+
+def component_of(column: str) -> str:
+    """Name of the reward whose mean a column is; empty where it is another column."""
+    return column[len("rewards/") : -len("/mean")] if column.startswith("rewards/") and column.endswith("/mean") else ""
+
+
 Steps = dict[str, "np.ndarray"]
 """`step` and one array a column, as float64; NaN where a step has none."""
 
@@ -36,6 +92,17 @@ class Curve:
 
 class DamagedMetrics(ValueError):
     """metrics.jsonl cannot be read as a whole."""
+
+
+def columns_of(runs: Iterable[Run]) -> list[str]:
+    """What of the first steps of runs has a picture, in the order of the page."""
+    keys: set[str] = set()
+    for run in runs:
+        with contextlib.suppress(OSError, ValueError), run.metrics.open(encoding="utf-8") as lines:
+            keys |= set(json.loads(next(lines, "{}")))
+    components = sorted(key for key in keys if component_of(key))
+    rest = [column for column in SHOWN if column in keys and column != REWARD]
+    return [REWARD, *(components if len(components) > 1 or ACCURACY in components else []), *rest]
 
 
 def read(run: Run, columns: Sequence[str] = (REWARD, ACCURACY)) -> Steps | None:
@@ -69,13 +136,14 @@ def curves(
     configurations: Sequence[Configuration], folders: Sequence[Path] = ()
 ) -> tuple[dict[str, list[Curve]], list[LeftOut]]:
     """Column -> a curve for each configuration that has it; and the runs whose metrics could not be used."""
-    found: dict[str, list[Curve]] = {REWARD: [], ACCURACY: []}
+    columns = columns_of(run for configuration in configurations for run in configuration.folders)
+    found: dict[str, list[Curve]] = {column: [] for column in (*columns, HELD_OUT, PROBLEMS)}
     damaged = []
     for configuration in configurations:
         read_whole = []
         for run in configuration.folders:
             try:
-                read_whole.append(read(run))
+                read_whole.append(read(run, list(found)))
             except DamagedMetrics as error:
                 damaged.append(LeftOut(name(run.folder, folders), f"{error}: its curves are left out"))
         runs = [steps for steps in read_whole if steps is not None]
@@ -95,3 +163,12 @@ def _joined(configuration: Configuration, several: Sequence[tuple[np.ndarray, np
     return Curve(
         configuration.way, configuration.work, grid, values.mean(0), values.min(0), values.max(0), len(several)
     )
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Mean of a window that ends at each point, and is shorter where it begins."""
+    window = max(1, len(values) // WINDOW)
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))

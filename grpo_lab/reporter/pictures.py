@@ -1,133 +1,41 @@
-"""Pictures of the same configurations as the tables, as SVG whose colours are those of the page, light or dark.
-
-Each is drawn about as wide as a phone, so that its text is as large as the page's. Matplotlib knows no CSS variables:
-it is given stand-in colours, which are replaced in the SVG.
-"""
+"""Pictures of the same configurations as the tables."""
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
-from markupsafe import escape
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
-from grpo_lab.planner import modes
-from grpo_lab.reporter.colours import INK, LIGHT, LINE, SERIES, SOFT, VARIABLES
+from grpo_lab.reporter import drawing
+from grpo_lab.reporter.colours import SERIES, SOFT
 from grpo_lab.reporter.configurations import Configuration
-from grpo_lab.reporter.curves import ACCURACY, REWARD, Curve
-from grpo_lab.store import measures
-from grpo_lab.store.estimates import Estimate
-from grpo_lab.store.measures import PHASES, Measure
+from grpo_lab.reporter.curves import HELD_OUT, PROBLEMS, REWARD, Curve, shown, smooth
+from grpo_lab.reporter.drawing import Picture
+from grpo_lab.store import measures, stats
+from grpo_lab.store.measures import PHASES
 
 MARKERS = "osD^vP*X"
-WIDTH = 4.9
-"""Inches of 72 points: a phone's 353 CSS pixels."""
 MOST = 24
 """Configurations in a picture; beyond, the tables say more."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "grpo-lab",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "text.parse_math": False,
-    "hatch.color": LINE,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "axes.edgecolor": LINE,
-    "grid.color": LINE,
-    "axes.grid": False,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
-_styled = matplotlib.rc_context(_STYLE)
 
 
-@dataclass(frozen=True)
-class Picture:
-    title: str
-    caption: str
-    svg: str = field(repr=False)
-    """One `<svg>` element, to stand in a page that defines the variables."""
-
-    def standalone(self) -> str:
-        """The SVG with its light colours in it, for a file of its own or a notebook."""
-        return re.sub(r"var\(--([\w-]+)\)", lambda match: LIGHT[match[1]], self.svg)
-
-    _repr_svg_ = standalone
-    """How a notebook shows it."""
-
-
-@_styled
-def heatmaps(configurations: Sequence[Configuration], kind: str) -> list[Picture]:
-    """tp x dp of the first headline, for each workload and mode that has at least two layouts."""
-    measure = measures.headlines(kind)[0]
-    maps = []
-    together: dict[tuple[str, str], list[Configuration]] = {}
-    for entry in configurations:
-        mode = entry.asked.get("vllm_mode")
-        if mode is None or modes.mode(mode).engines:
-            together.setdefault((entry.work, str(mode)), []).append(entry)
-    for (work, mode), several in together.items():
-        cells = {(int(entry.asked.get("tp", 1)), int(entry.asked.get("dp", 1))): entry for entry in several}
-        if len(cells) == len(several) >= 2:  # not where something else is varied too: a cell is one configuration
-            caption = f"{measure.heading}; {measure.better} is better. The numbers are those of the tables."
-            maps.append(_picture(f"tp x dp: {work}, {mode}", caption, _heatmap(cells, measure)))
-    return maps
-
-
-def _heatmap(cells: Mapping[tuple[int, int], Configuration], measure: Measure) -> Figure:
-    tps, dps = sorted({tp for tp, _ in cells}), sorted({dp for _, dp in cells})
-    figure, axes = _figure(0.75 + 0.62 * len(tps))
-    values = [entry.estimates[measure.name].value for entry in cells.values() if measure.name in entry.estimates]
-    low, high = (min(values), max(values)) if values else (0.0, 0.0)
-    for (tp, dp), entry in cells.items():
-        x, y = dps.index(dp), tps.index(tp)
-        estimate = entry.estimates.get(measure.name)
-        share = (estimate.value - low) / (high - low) if estimate and high > low else 0.5
-        share = 1 - share if measure.better == "lower" else share
-        look: dict[str, Any] = (
-            {"facecolor": SERIES[0], "alpha": 0.08 + 0.42 * share} if estimate else {"fill": False, "hatch": "////"}
-        )
-        axes.add_patch(Rectangle((x, y), 1, 1, edgecolor=LINE, linewidth=1, **look))
-        text = estimate.text()[0] if estimate else entry.failure or "not measured"
-        axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=11 if estimate else 9)
-    axes.set(xlim=(0, len(dps)), ylim=(len(tps), 0), xlabel="dp", ylabel="tp")
-    axes.set_xticks([place + 0.5 for place in range(len(dps))], [str(dp) for dp in dps])
-    axes.set_yticks([place + 0.5 for place in range(len(tps))], [str(tp) for tp in tps])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-@_styled
+@drawing.styled
 def step_times(configurations: Sequence[Configuration]) -> Picture | None:
     """The phases of a step as a bar for each configuration, which add up to its step."""
     timed = [entry for entry in configurations if any(f"{phase}_s" in entry.estimates for phase in PHASES)][:MOST]
     if not timed:
         return None
-    figure, axes = _figure(1.0 + 0.52 * len(timed))
+    figure, axes = drawing.figure(1.0 + 0.52 * len(timed))
     for place, entry in enumerate(timed):
         start = 0.0
         for colour, phase in zip(SERIES, PHASES, strict=False):
             width = entry.estimates[f"{phase}_s"].value if f"{phase}_s" in entry.estimates else 0.0
             axes.barh(place, width, left=start, height=0.42, color=colour, label=phase if place == 0 else None)
             start += width
-        axes.text(0, place - 0.3, _label(entry, timed), ha="left", va="bottom", fontsize=9.5)
+        axes.text(0, place - 0.3, drawing.label(entry, timed), ha="left", va="bottom", fontsize=9.5)
         whole = entry.estimates.get("step_time_s")
         axes.text(
             start,
@@ -143,58 +51,100 @@ def step_times(configurations: Sequence[Configuration]) -> Picture | None:
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
-    _legend(figure, axes)
+    drawing.legend(figure, axes)
     caption = "Median of each phase as rank 0 sees it, over several seeds their mean; the number is the whole step."
-    return _picture("Where a step's time goes", caption, figure)
+    return drawing.picture(f"Where a step's time goes{drawing.of(timed)}", caption, figure)
 
 
-@_styled
-def curve(column: str, curves: Sequence[Curve], configurations: Sequence[Configuration] = ()) -> Picture | None:
-    """Reward or accuracy over the steps. To the accuracy of training the held-out one before and after is added. None
-    without a curve, and where all is 0 and nothing was held out, as in a timing with random weights."""
+@drawing.styled
+def curve(column: str, curves: Sequence[Curve]) -> Picture | None:
+    """A column over the steps: each step faint, the mean of a window strong. None without a curve, and where all is 0,
+    as rewards are in a timing with random weights."""
     drawn = curves[: len(SERIES)]
-    evaluated = column == ACCURACY and any("accuracy_after" in one.estimates for one in configurations)
-    if not drawn or (not evaluated and not any(one.low.any() or one.high.any() for one in drawn)):
+    if not drawn or not any(line.low.any() or line.high.any() for line in drawn):
         return None
-    figure, axes = _figure(3.3)
-    for colour, one in zip(SERIES, drawn, strict=False):
-        label = _label(one, drawn) + (f" ({one.runs} runs)" if one.runs > 1 else "")
-        axes.plot(one.step, one.mean, color=colour, linewidth=1.6, label=label)
-        if one.runs > 1:
-            axes.fill_between(one.step, one.low, one.high, color=colour, alpha=0.18, linewidth=0)
-    held_out = column == ACCURACY and _held_out(axes, drawn, configurations)
-    axes.set(xlabel="step", ylabel={REWARD: "reward", ACCURACY: "share right"}[column])
+    about = shown(column)
+    figure, axes = drawing.figure(2.9)
+    for colour, line in zip(SERIES, drawn, strict=False):
+        label = drawing.label(line, drawn) + (f" ({line.runs} runs)" if line.runs > 1 else "")
+        axes.plot(line.step, line.mean, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(line.step, smooth(line.mean), color=colour, linewidth=1.8, label=label)
+        if line.runs > 1:
+            axes.fill_between(line.step, smooth(line.low), smooth(line.high), color=colour, alpha=0.16, linewidth=0)
+    _over_steps(axes, about.label)
+    drawing.legend(figure, axes)
+    caption = f"{about.meaning} {_HOW_DRAWN if any(line.runs > 1 for line in drawn) else ''}".strip()
+    return drawing.picture(
+        f"{about.title} over the steps{drawing.of(drawn)}", caption + _left_out(drawn, curves), figure
+    )
+
+
+_HOW_DRAWN = "Line: mean over the runs; band: from the lowest to the highest of them."
+
+
+def _over_steps(axes: Axes, label: str) -> None:
+    axes.set(xlabel="step", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", linewidth=0.7)
-    _legend(figure, axes)
-    title = {REWARD: "Reward", ACCURACY: "Accuracy"}[column]
-    caption = "Line: mean over the runs of a configuration; band: from the lowest to the highest of them."
-    caption += " Dots: held-out pass@1 before and after, with its interval." if held_out else ""
-    more = f" The first {len(drawn)} of {len(curves)} configurations." if len(curves) > len(drawn) else ""
-    return _picture(f"{title} over the steps", caption + more, figure)
 
 
-def _held_out(axes: Axes, drawn: Sequence[Curve], configurations: Sequence[Configuration]) -> bool:
-    """Whether there were any."""
-    by_name = {(shown.work, shown.way): shown.estimates for shown in configurations}
-    ends = [
-        (colour, step, estimate)
-        for colour, shown in zip(SERIES, drawn, strict=False)
-        for column, step in (("accuracy_before", 0.0), ("accuracy_after", float(shown.step[-1])))
-        if (estimate := by_name.get((shown.work, shown.way), {}).get(column))
-    ]
-    for colour, step, estimate in ends:
-        axes.errorbar([step], [estimate.value], yerr=_bars(estimate), fmt="o", color=colour, capsize=3, markersize=5)
-    return bool(ends)
+def _left_out(drawn: Sequence[object], several: Sequence[object]) -> str:
+    return f" The first {len(drawn)} of {len(several)} configurations." if len(several) > len(drawn) else ""
 
 
-@_styled
+@drawing.styled
+def held_out(configurations: Sequence[Configuration], curves: Mapping[str, Sequence[Curve]]) -> Picture | None:
+    """Held-out pass@1 before, during and after training, with its interval; None where it was not measured after."""
+    measured_after = [entry for entry in configurations if "accuracy_after" in entry.estimates]
+    drawn = measured_after[: len(SERIES)]
+    if not drawn:
+        return None
+    figure, axes = drawing.figure(2.9)
+    for colour, entry in zip(SERIES, drawn, strict=False):
+        steps, values, low, high = (np.array(part) for part in zip(*_held_out(entry, curves), strict=True))
+        count = len(entry.folders)
+        label = drawing.label(entry, drawn) + (f" ({count} runs)" if count > 1 else "")
+        axes.plot(
+            steps, values, "o-" if len(steps) > 2 else "o:", color=colour, linewidth=1.6, markersize=4, label=label
+        )
+        if len(steps) > 2:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.errorbar(steps, values, yerr=[values - low, high - values], fmt="none", ecolor=colour, capsize=3)
+    _over_steps(axes, "held-out pass@1")
+    axes.set_ylim(0, 1)
+    drawing.legend(figure, axes)
+    caption = "Share of held-out problems answered right, with its 95% interval." + _left_out(drawn, measured_after)
+    return drawing.picture(f"Held-out pass@1 over the steps{drawing.of(drawn)}", caption, figure)
+
+
+def _held_out(entry: Configuration, curves: Mapping[str, Sequence[Curve]]) -> list[tuple[float, float, float, float]]:
+    """Step, share and both ends of its interval."""
+
+    def of(column: str) -> Curve | None:
+        fitting = (line for line in curves.get(column, ()) if (line.work, line.way) == (entry.work, entry.way))
+        return next(fitting, None)
+
+    points, (between, problems) = [], (of(HELD_OUT), of(PROBLEMS))
+    if between and problems:
+        for step, share, n in zip(between.step, between.mean, problems.mean * problems.runs, strict=True):
+            points.append((float(step), float(share), *stats.wilson(float(share), int(n))))
+    rewards = of(REWARD)
+    last = float(rewards.step[-1]) if rewards else max([1.0, *(step for step, *_ in points)])
+    for name, step in (("accuracy_before", 0.0), ("accuracy_after", last)):
+        if estimate := entry.estimates.get(name):
+            low, high = (estimate.value if end is None else end for end in (estimate.low, estimate.high))
+            points.append((step, estimate.value, min(low, estimate.value), max(high, estimate.value)))
+    return sorted(points)
+
+
+@drawing.styled
 def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | None:
     """Accuracy after training over tokens a second and GPU; None with fewer than two configurations that have both."""
     speed = measures.named("train", "tokens_per_s_per_gpu")
     both = [entry for entry in configurations if {speed.name, "accuracy_after"} <= set(entry.estimates)][:MOST]
     if len(both) < 2:
         return None
-    figure, axes = _figure(3.5)
+    figure, axes = drawing.figure(3.5)
     for place, entry in enumerate(both):
         x, y = entry.estimates[speed.name], entry.estimates["accuracy_after"]
         look: dict[str, Any] = {
@@ -204,61 +154,15 @@ def speed_and_accuracy(configurations: Sequence[Configuration]) -> Picture | Non
         axes.errorbar(
             x.value,
             y.value,
-            xerr=_bars(x),
-            yerr=_bars(y),
+            xerr=drawing.bars(x),
+            yerr=drawing.bars(y),
             linestyle="none",
-            label=_label(entry, both),
+            label=drawing.label(entry, both),
             elinewidth=1,
             **look,
         )
     axes.set(xlabel=speed.heading, ylabel="held-out pass@1 after")
     axes.grid(linewidth=0.7)
-    _legend(figure, axes)
+    drawing.legend(figure, axes)
     caption = "Bars: 95% intervals, of fewer than 6 steps their range. Up and to the right is better."
-    return _picture("Throughput against accuracy", caption, figure)
-
-
-def _bars(estimate: Estimate) -> list[list[float]] | None:
-    """Lengths of the error bars downwards and upwards, as matplotlib wants them."""
-    if estimate.low is None or estimate.high is None:
-        return None
-    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
-
-
-def _label(line: Configuration | Curve, among: Sequence[Configuration | Curve]) -> str:
-    """What tells it apart from the others: its way, and of its work the words that not all have."""
-    shared = set.intersection(*(set(each.work.split()) for each in among))
-    own = " ".join(word for word in line.work.split() if word not in shared)
-    return f"{own}, {line.way}" if own else line.way
-
-
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Below the picture, in as many columns as fit."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > 1 or axes.get_xlabel() == "step":
-        longest = max(len(label) for label in labels)
-        figure.legend(handles, labels, loc="outside lower left", ncols=max(1, min(6, 54 // (longest + 6))))
-
-
-def _picture(title: str, caption: str, figure: Figure) -> Picture:
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    return Picture(title, caption, _themed(drawn.getvalue(), title, f"p{zlib.crc32((title + caption).encode()):08x}"))
-
-
-def _themed(svg: str, title: str, prefix: str) -> str:
-    """The element alone: sized by the page, its colours variables, its ids its own among several pictures."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    for before in (' id="', "url(#", 'href="#'):
-        svg = svg.replace(before, f"{before}{prefix}-")
-    svg = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", svg, count=1)
-    label = f'<svg role="img" aria-label="{escape(title)}"'
-    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', lambda match: label + match[1], svg, count=1)
+    return drawing.picture(f"Throughput against accuracy{drawing.of(both)}", caption, figure)

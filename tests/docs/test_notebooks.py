@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from tests.conftest import ROOT
 
 SHOWN = {  # how many pictures, and words that are somewhere
-    "tp_dp_results": (8, ["server tp=2 dp=2", "qwen2.5-14b above_8k"]),
+    "tp_dp_results": (1, ["server tp=2 dp=2", "qwen2.5-14b above_8k"]),
     "training_curves": (3, ["vllm off", "n=3 runs"]),
     "quickstart": (2, ["'finished', 12", "report.html"]),
 }

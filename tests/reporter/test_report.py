@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.reporter import contents, curves, pictures
+from grpo_lab.reporter import configurations, contents, curves, folder, layouts, pictures
 from grpo_lab.reporter.contents import Contents
 from grpo_lab.store import estimates, stats
 from grpo_lab.store import folder as store
@@ -176,8 +177,6 @@ def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
     assert cells(made, "At a glance")["colocate tp=2 dp=2"] == ["oom"]
     assert cells(made, "Did not finish")["wide"] == ["infeasible", "infeasible", "vllm.tp=8: 2 GPUs are here"]
     assert "out \\| of memory" in made.markdown()
-    (heatmap,) = [one for one in made.pictures if "tp x dp" in one.title]
-    assert ">infeasible<" in heatmap.svg, "a cell with its reason, not a gap"
 
 
 OTHERS = {
@@ -225,7 +224,7 @@ def test_damaged_metrics_are_left_out_of_the_curves(damage: str, tmp_path: Path)
     make(tmp_path / damage, seed=1).metrics.write_bytes(DAMAGES[damage])
     made = contents.make([tmp_path])
     assert "metrics.jsonl is damaged" in cells(made, "Left out")[damage][0]
-    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
+    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps: tiny"]
     assert "colocate tp=1 dp=2<" in reward.svg, "one run, not the mean of two"
 
 
@@ -317,9 +316,62 @@ def test_a_picture_names_what_differs(tmp_path: Path) -> None:
             grpo={"max_completion_length": length},
             metrics={"step_time_s": timing(1.0), "time_s": {"train": timing(1.0)}},
         )
-    (picture,) = [one for one in contents.make([tmp_path]).pictures if one.title == "Where a step's time goes"]
+    (picture,) = [one for one in contents.make([tmp_path]).pictures if one.title == "Where a step's time goes: tiny"]
     assert "max_completion_length=64, colocate" in picture.svg
-    assert "tiny" not in picture.svg
+    assert "tiny" not in picture.svg.partition(">")[2]
+
+
+def test_layouts_of_the_same_gpus_are_lines_over_tp(tmp_path: Path) -> None:
+    """A picture for each mode and number of GPUs; what did not run has its reason, and other layouts no picture."""
+    speeds = {"small": {1: 100.0, 2: 50.0, 4: 25.0}, "large": {1: 10.0, 2: 20.0}}
+    for model, by_tp in speeds.items():
+        for tp, speed in by_tp.items():
+            metrics = {"generated_tokens_per_s_per_gpu": timing(speed, speed / 100)}
+            make(tmp_path / f"{model},{tp}", kind="bench", model=model, tp=tp, dp=4 // tp, gpus=4, metrics=metrics)
+    failure = {"class": "oom", "message": "out of memory"}
+    make(tmp_path / "wide", kind="bench", model="large", tp=4, dp=1, gpus=4, failure=failure)
+    several = configurations.group(folder.find([tmp_path]).rows)
+    (picture,) = layouts.crossings(several, "bench")
+    assert picture.title == "TP against DP on 4 GPUs, colocate: large, small"
+    for text in ("tp=1 dp=4", "tp=4 dp=1", "relative to tp=1", "large: oom"):
+        assert text in picture.svg
+
+
+def test_the_interval_of_a_layout_holds_both_ends(tmp_path: Path) -> None:
+    speed, base = estimates.Estimate(20.0, 19.0, 21.0, 3), estimates.Estimate(10.0, 9.0, 11.0, 3)
+    over = layouts._over(speed, base, is_base=False)
+    assert over is not None
+    assert (over.value, over.low, over.high) == pytest.approx((2.0, 19 / 11, 21 / 9))
+
+
+def test_curves_are_those_that_the_trainer_logs(tmp_path: Path) -> None:
+    """One picture a column that is not all zero; a raw line, a smooth one, whole steps, a band over seeds."""
+    columns = ["rewards/accuracy/mean", "rewards/format/mean", "entropy", "grad_norm", "completions/mean_length", "kl"]
+    shares = {"accuracy_after": share(100), "accuracy_before": share(50)}
+    for seed in (0, 1):
+        run = make(tmp_path / f"seed={seed}", seed=seed, metrics=shares)
+        for step in range(1, 61):
+            row = dict.fromkeys(columns, 1.0 + seed + step / 60)
+            between = {"eval/accuracy": 0.15, "eval/n": 200} if step == 30 else {}
+            run.append_metrics({"step": step, "reward": step / 60, "clip_ratio/region_mean": 0.0, **row, **between})
+    made = contents.make([tmp_path])
+    titles = [picture.title.partition(" over")[0] for picture in made.pictures]
+    assert titles[:2] == ["Held-out pass@1", "Reward"]
+    rest = ["Reward: accuracy", "Reward: format", "Completion length", "Entropy", "KL from the reference"]
+    assert titles[2:] == [*rest, "Gradient norm"], "clip_ratio is all zero"
+    entropy = next(picture for picture in made.pictures if picture.title.startswith("Entropy"))
+    assert "opacity: 0.35" in entropy.svg, "each step, faint"
+    assert "band: from the lowest to the highest" in entropy.caption
+    several = configurations.group(folder.find([tmp_path]).rows)
+    points = pictures._held_out(several[0], curves.curves(several)[0])
+    assert [(step, round(value, 9)) for step, value, *_ in points] == [(0, 0.1), (30, 0.15), (60, 0.2)]
+    low, high = stats.wilson(0.15, 400)
+    assert points[1][2:] == pytest.approx((low, high)), "both seeds' problems"
+
+
+def test_a_smooth_line_is_the_mean_of_a_window_before_it() -> None:
+    values = np.arange(100.0)
+    assert curves.smooth(values)[[0, 1, 99]].tolist() == [0.0, 0.5, 97.0]
 
 
 def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
@@ -338,7 +390,6 @@ def test_each_load_of_a_bench_is_a_row(tmp_path: Path) -> None:
     assert shown["tiny long"][0] == "100.0 (99.9 to 100.1, n=8)"
     assert shown["tiny long"][2] == shown["tiny short"][2] == "oom", "the loads that it would have measured"
     assert len(made.runs) == 6
-    assert sum("tp x dp" in one.title for one in made.pictures) == 2
 
 
 PUBLISHED = """model,vllm_mode,dp,metric,value,unit,source,over
@@ -392,7 +443,7 @@ def test_a_hundred_thousand_steps_take_seconds(tmp_path: Path) -> None:
     started = time.process_time()
     made = contents.make([tmp_path])
     assert time.process_time() - started < 5, "of the processor: other work does not count"
-    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps"]
+    (reward,) = [one for one in made.pictures if one.title == "Reward over the steps: tiny"]
     assert len(reward.svg) < 60_000
     steps = curves.read(run)
     assert steps is not None
@@ -422,3 +473,14 @@ def test_nothing_but_zeros_is_no_picture() -> None:
 def test_engines_with_work_are_counted_not_their_tokens() -> None:
     found = estimates.read({"kind": "bench", "engines": {"n": 2, "generated_tokens": {"0": 6144, "1": 6144}}})
     assert found["engines"].text() == ("2", "")
+
+
+def test_a_picture_in_a_file_has_its_title_and_its_own_paper() -> None:
+    line = np.array([1.0, 2.0])
+    drawn = pictures.curve("reward", [curves.Curve("way", "<b> & more", line, line, line, line, 1)])
+    assert drawn is not None
+    picture = ElementTree.fromstring(drawn.file())
+    texts = "".join(text.text or "" for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    assert "Reward over the steps: <b> & more" in texts
+    assert picture[0].get("fill") == "#ffffff"
+    assert "var(" not in drawn.file()

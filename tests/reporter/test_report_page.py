@@ -67,7 +67,7 @@ def test_the_page_in_a_browser(width: int, report: Path, browser: Browser) -> No
     assert page.evaluate("document.documentElement.scrollWidth") == width, "no sideways scrolling of the page"
     titles = ["At a glance", "All configurations", "Published beside measured", "Did not finish", "Left out"]
     assert page.locator("section h2").all_inner_texts() == titles
-    assert page.locator("figure svg").count() == 5, "heatmap, step times, reward, accuracy, throughput"
+    assert page.locator("figure svg").count() == 6, "layouts, pass@1, reward, accuracy, times, throughput"
     assert all(one.bounding_box()["height"] > 80 for one in page.locator("figure svg").all())  # type: ignore[index]
     assert_foreign_text_is_text(page)
     page.close()
