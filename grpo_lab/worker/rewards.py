@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import threading
@@ -15,13 +14,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from grpo_lab.planner.algorithms.async_grpo import CLASSIFIER
 from grpo_lab.rewards.held_out import accuracy_rule
 from grpo_lab.store.completions import TOKENS
+from grpo_lab.worker import coroutines
 
 RewardFunction = Callable[..., list[float | None]]
 _OURS = ("_target_", "weight")
 _ONE_AT_A_TIME = threading.Lock()
 """AsyncGRPOTrainer calls all rewards at once, in threads; they are written for one."""
-_ASYNC = asyncio.Runner()
-"""Runs rewards that are coroutines, always in the same loop: what they keep open (a client) is bound to it."""
 
 
 class BadReward(RuntimeError):
@@ -47,8 +45,13 @@ def build(rewards: dict[str, dict[str, Any]], *, weighted: bool = False) -> list
         else Reward(name, settings, float(settings.get("weight", 1.0)) if weighted else 1.0)
         for name, settings in rewards.items()
     ]
-    if first := next((function for function in functions if isinstance(function, Reward)), None):
-        first.counts_tokens = True
+    ours = [function for function in functions if isinstance(function, Reward)]
+    if ours:
+        ours[0].counts_tokens = True
+    together = {reward.__name__: reward.start for reward in ours if coroutines.is_coroutine(get_method(reward.target))}
+    gathering = coroutines.Gathering(together)
+    for reward in ours:
+        reward.gathering = gathering if reward.__name__ in together else None
     return functions
 
 
@@ -78,12 +81,20 @@ class Reward:
         self.target = settings["_target_"]
         self.parameters = {key: value for key, value in settings.items() if key not in _OURS}
         self.factor, self.counts_tokens = factor, False
+        self.gathering: coroutines.Gathering | None = None
         get_method(self.target)
 
+    def start(self, **given: Any) -> Any:
+        """Values, or the coroutine that gives them. A column that is called as a parameter does not replace it."""
+        return get_method(self.target)(**{**given, **self.parameters})
+
     def _values(self, **given: Any) -> list[float | None]:
-        # A column that is called as a parameter does not replace it.
-        values = get_method(self.target)(**{**given, **self.parameters})
-        return list(_ASYNC.run(values) if inspect.iscoroutine(values) else values)
+        values = self.start(**given)
+        return list(coroutines.run(values) if inspect.iscoroutine(values) else values)
+
+    def _values_of_all(self, **given: Any) -> list[float | None]:
+        """As `_values`; the other rewards that are coroutines work on the completions meanwhile."""
+        return list(self.gathering.values(self.__name__, given)) if self.gathering else self._values(**given)
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
         name = self.__name__
@@ -91,7 +102,7 @@ class Reward:
             columns["log_extra"](TOKENS, [len(ids) for ids in columns["completion_ids"]])
         try:
             with _ONE_AT_A_TIME:
-                values = self._values(completions=completions, **columns)
+                values = self._values_of_all(completions=completions, **columns)
         except OSError as error:  # no completion is to blame for a server or a file, and each may take a time limit
             raise BadReward(name, f"raised {error!r}") from error
         except Exception as error:  # whatever a user's function raises: it is reported with its name, and re-raised
