@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_" + "t0ken" * 7
+MODELS = {"there": (200, ""), "gguf": (404, "EntryNotFound"), "gated": (403, "GatedRepo")}
+"""Of `me`: status and error code of a look at their config.json."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Hub:
         match method, path.strip("/").split("/"):
             case "POST", ["api", "repos", "create"]:
                 return self._create(json.loads(body))
+            case "HEAD", ["me", name, "resolve", "main", "config.json"]:
+                return MODELS.get(name, (404, "RepoNotFound"))
             case "GET", ["api", "whoami-v2"]:
                 return 200, {"name": "me", "auth": {"accessToken": {"role": self.role}}}
             case "POST", ["api", "validate-yaml"]:
@@ -96,10 +100,16 @@ def hub() -> Iterator[Hub]:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
+            if self.command == "HEAD":
+                self.send_header("ETag", "1")
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("X-Error-Code" if let_in else "X-Ignored", str(content))
+                self.send_header("X-Error-Message", "" if let_in else "Invalid credentials in Authorization header")
             self.end_headers()
-            self.wfile.write(answer)
+            if self.command != "HEAD":
+                self.wfile.write(answer)
 
-        do_GET = do_POST = do_PUT = _respond
+        do_GET = do_POST = do_PUT = do_HEAD = _respond
 
         def log_message(self, *_: Any) -> None:
             pass

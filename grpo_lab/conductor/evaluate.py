@@ -12,11 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
+from grpo_lab.conductor import models
 from grpo_lab.conductor.children import Children, Failed, failure_of
 from grpo_lab.conductor.credentials import check_folder
 from grpo_lab.conductor.job import NO_PORTS, Job, follow, full_disk
 from grpo_lab.conductor.preflight import check_targets
 from grpo_lab.conductor.request import Request, read_request
+from grpo_lab.config import model as policy
 from grpo_lab.config.errors import RequestError
 from grpo_lab.machine.disk import DiskFull
 from grpo_lab.machine.gpus import Machine, read_machine
@@ -69,9 +71,10 @@ class Evaluate(Job[EvaluationPlan, Answered]):
 
     def check(self) -> tuple[str, ...]:
         check_targets(dataclasses.replace(self.config, rewards=dict([accuracy_rule(self.config.rewards)])))
-        if not self.config.dry_run:
-            check_folder(self.work.folder)
-        return ()
+        if self.config.dry_run:
+            return ()
+        check_folder(self.work.folder)
+        return models.check(self.config.model) if self.plan.model_path == policy.location(self.config.model) else ()
 
     def banner(self) -> list[tuple[str, str]]:
         plan, sampling = self.plan, self.plan.sampling

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
-from grpo_lab.conductor import credentials
+from grpo_lab.conductor import credentials, models
 from grpo_lab.conductor.children import Children, Processes
 from grpo_lab.conductor.job import Job, conduct, full_disk
 from grpo_lab.config import compose as configuration
@@ -72,8 +72,10 @@ class RunJob(Job[PlanT, Result]):
     def check(self) -> tuple[str, ...]:
         check_url(self.config)
         tracker.check(self.config.tracker)
-        unasked = () if self.config.dry_run else credentials.check(self.config, self.run.folder)
-        return (*self.plan.notes, *unasked)
+        if self.config.dry_run:
+            return self.plan.notes
+        unseen = (*credentials.check(self.config, self.run.folder), *models.check(self.config.model))
+        return (*self.plan.notes, *unseen)
 
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
         return self.plan.commands()

@@ -10,17 +10,19 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from grpo_lab.config import output
+from grpo_lab.config import output, shelf
 from grpo_lab.config.compose import CONF
-from grpo_lab.config.errors import PointFailed, RequestError, RunFailed, nearest
+from grpo_lab.config.errors import BadModel, PointFailed, RequestError, RunFailed, nearest
 from grpo_lab.config.schema import Config
 
 
@@ -86,7 +88,27 @@ def quoted(arguments: list[str]) -> list[str]:
         match = _SLICE.fullmatch(argument)
         return match[1] + ",".join(f'"{part}"' for part in match[2].split(",")) if match else argument
 
-    return [quote(argument) for argument in arguments]
+    return [_path(quote(argument)) for argument in arguments]
+
+
+_PATHS = ("name", "runs_dir", "model", "model.path", "data.path")
+
+
+def _path(argument: str) -> str:
+    """A path or name with letters that Hydra would not read, in quotes; `~/` as the folder that it stands for."""
+    key, _, value = argument.partition("=")
+    if key not in _PATHS or not value:
+        return argument
+    if value.startswith("~/"):
+        argument, value = f"{key}={os.path.expanduser(value)}", os.path.expanduser(value)
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        if "," in value and not Path(value).exists():
+            return argument  # values of a sweep
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return argument
 
 
 def refuse(message: str) -> int:
@@ -150,6 +172,8 @@ def _explained(error: BaseException) -> str:
             return f"{link.full_key}: {reason.rpartition('raised while resolving interpolation: ')[2]}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}; an override is key=value"
+    if bad := next((link for link in chain if isinstance(link, BadModel)), None):
+        return f"{bad.failure_class}: {bad}"
     if isinstance(error, RequestError):
         return str(error)
     reason = next((text for link in chain if (text := str(link).strip())), "")
@@ -167,6 +191,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _unknown_choice(file: str) -> str:
     group, _, choice = file.removesuffix(".yaml").rpartition("/")
+    if group == "model":
+        return f"{BadModel.failure_class}: {shelf.unknown(choice)}"
     options = [path.stem for path in (CONF / group).glob("*.yaml")]
     return f"{group}={choice}: no such option; {nearest(choice, options)}"
 

@@ -9,6 +9,15 @@ from collections.abc import Iterable
 class RequestError(ValueError):
     """The request cannot be met (exit code 2). The message names the value and the way out."""
 
+    failure_class = "infeasible"
+    """Of a point of a sweep that is refused."""
+
+
+class BadModel(RequestError):
+    """The checkpoint is not there, or cannot be used."""
+
+    failure_class = "bad_model"
+
 
 class PointFailed(RuntimeError):
     """A point of a sweep did not finish, which is already on the terminal. Exit code 1."""

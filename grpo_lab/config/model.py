@@ -11,7 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config import shelf
+from grpo_lab.config.errors import BadModel, RequestError, nearest
 from grpo_lab.config.schema import ModelConfig
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -121,7 +122,7 @@ def location(model: ModelConfig) -> str:
     """
     if model.weights == "random":
         return str(random_folder(model))
-    return str(_local(model) or model.path)
+    return str(local(model) or model.path)
 
 
 def random_folder(model: ModelConfig, *, weights: bool = True) -> Path:
@@ -138,19 +139,19 @@ def random_folder(model: ModelConfig, *, weights: bool = True) -> Path:
     return cache / "grpo-lab" / "random" / (name if weights else f"{name}-shape")
 
 
-def _local(model: ModelConfig) -> Path | None:
+def local(model: ModelConfig) -> Path | None:
     """The folder that `model.path` names; None for a hub id. Raises RequestError as `location` does."""
     if model.path.startswith("asset:"):
         name = model.path.removeprefix("asset:")
         if not (ASSETS / name / "config.json").is_file():
             shipped = [folder.name for folder in ASSETS.iterdir() if folder.is_dir()]
-            raise RequestError(f"model.path={model.path}: no such checkpoint in the package; {nearest(name, shipped)}")
+            raise BadModel(f"model.path={model.path}: no such checkpoint in the package; {nearest(name, shipped)}")
         return ASSETS / name
     folder = Path(model.path).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve()
-    if model.path.startswith((".", "/", "~")):
-        raise RequestError(f"model.path={model.path}: no checkpoint there (a folder with a config.json)")
+    if model.path.startswith(shelf.LOCAL):
+        raise shelf.missing(model.path)
     return None
 
 
@@ -159,19 +160,25 @@ def _folder(model: ModelConfig) -> Path | None:
 
     The cache is asked only for what the YAML does not say.
     """
-    local = _local(model)
-    if local or model.architecture:
-        return local
+    folder = local(model)
+    if folder or model.architecture:
+        return folder
+    return cached(model)
+
+
+def cached(model: ModelConfig) -> Path | None:
+    """The hub's cache of a hub id; None where it was never downloaded. Raises BadModel for what is no hub id."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        config = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
     except HFValidationError as error:
-        raise RequestError(
-            f"model.path={model.path}: neither a folder (with a config.json) nor a hub id, which is owner/name"
+        raise BadModel(
+            f"model.path={model.path}: neither a folder (with a config.json) nor a hub id, which is owner/name;"
+            f" {shelf.like(model.path)}"
         ) from error
-    return Path(cached).parent if isinstance(cached, str) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _count(folder: Path, *, tied: bool) -> int | None:
@@ -205,6 +212,6 @@ def _parse(file: Path, text: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise RequestError(f"{file}: damaged ({error}); copy or download the checkpoint again") from error
+        raise BadModel(f"{file}: damaged ({error}); copy or download the checkpoint again") from error
     assert isinstance(parsed, dict)
     return parsed

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from grpo_lab.conductor.console import screen
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.errors import PointFailed, RequestError
+from grpo_lab.config.errors import BadModel, PointFailed, RequestError
 from grpo_lab.config.limits import check_limits
 from grpo_lab.config.naming import fixed_overrides
 from grpo_lab.config.redaction import redact_command
@@ -100,7 +100,9 @@ def check(frozen: Sequence[Point], asked: SweepConfig, *, searching: bool = Fals
     """Raises RequestError where there is nothing to do but to refuse; a search goes on to other points."""
     check_limits(asked, "sweep")
     if not searching and all(point.refused for point in frozen):
-        raise RequestError("\n".join(dict.fromkeys(str(point.refused) for point in frozen)))
+        reasons = "\n".join(dict.fromkeys(str(point.refused) for point in frozen))
+        alike = all(point.refused_as == BadModel.failure_class for point in frozen)
+        raise (BadModel if alike else RequestError)(reasons)
 
 
 def settle(tracks: Sequence[Track], asked: SweepConfig, console: Console) -> None:
@@ -115,7 +117,7 @@ def _settle(track: Track, asked: SweepConfig) -> None:
     point = track.point
     state, failure = ("waiting", None) if asked.force else state_on_disk(point)
     if point.refused and state != "finished":
-        refusal = Failure("infeasible", point.refused)
+        refusal = Failure(point.refused_as, point.refused)
         track.end("infeasible", refusal)
         write_result(point, "infeasible", refusal)
     elif state == "finished" or (state == "failed" and asked.retry != "failed"):

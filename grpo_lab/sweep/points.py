@@ -40,6 +40,7 @@ class Point:
     need: Need = field(default_factory=Need)
     refused: str | None = None
     """Why it cannot run on this machine."""
+    refused_as: str = RequestError.failure_class
 
     @property
     def run(self) -> Run:
@@ -90,7 +91,7 @@ def _planned(point: Point, config: Config, backend: Backend) -> Point:
     try:
         need = need_of(config, backend.machine)
     except RequestError as error:
-        return dataclasses.replace(point, refused=str(error))
+        return dataclasses.replace(point, refused=str(error), refused_as=error.failure_class)
     if need.nodes > 1 and not backend.spans:
         return dataclasses.replace(
             point, refused=f"nodes={need.nodes}: only hydra/launcher=slurm gives a point several"

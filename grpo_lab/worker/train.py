@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,8 +96,15 @@ def _explain(error: BaseException) -> tuple[str, str]:
     if known == "oom" or (known is None and OUT_OF_MEMORY.search(str(error))):
         return "oom", str(error).partition(" Of the allocated memory")[0]  # the log has torch's whole paragraph
     if known is None:
-        return "worker_crash", f"{type(error).__name__}: {error}"
+        return "bad_model" if _while_loading(error) else "worker_crash", f"{type(error).__name__}: {error}"
     return known, str(error) or type(error).__name__
+
+
+def _while_loading(error: BaseException) -> bool:
+    """Whether transformers raised it from a checkpoint that it was reading."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loading = (frame for frame in frames if frame.f_code.co_name == "from_pretrained")
+    return any(str(frame.f_globals.get("__name__")).startswith("transformers.") for frame in loading)
 
 
 def _train(run: Run, started: float) -> None:

@@ -87,10 +87,20 @@ REFUSED: list[tuple[Machine, list[str], str]] = [
         )
         for start in ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "eva", "lora_ga", "false")
     ),
-    (
-        with_gpus(1),
-        ["peft=lora", "vllm=colocate", "peft.options.trainable_token_indices=[1,2]"],
-        "vLLM has no such weights",
+    *(
+        (with_gpus(1), ["peft=lora", "vllm=colocate", f"peft.options.{option}"], "leave it out, or vllm=off")
+        for option in (
+            *("trainable_token_indices=[1,2]", "alora_invocation_tokens=[1]", "lora_bias=true"),
+            "layer_replication=[[0,2],[1,4]]",
+        )
+    ),
+    *(
+        (
+            with_gpus(1),
+            ["peft=lora", "vllm=colocate", "model=qwen2.5-0.5b", f"peft.options.{option}"],
+            "one tensor for embeddings and output layer",
+        )
+        for option in ("modules_to_save=[embed_tokens]", "modules_to_save=[lm_head]", "target_modules=[embed_tokens]")
     ),
     (with_gpus(1), ["peft=lora", "grpo.sync_ref_model=true", "grpo.beta=0.1"], "the model without it"),
     (with_gpus(1), ["grpo.sync_ref_model=true"], "without grpo.beta"),

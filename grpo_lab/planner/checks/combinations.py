@@ -21,6 +21,15 @@ NO_OP = (True, "true", "gaussian", "orthogonal", "mica")
 """Values of init_lora_weights with which an adapter changes nothing before it is trained."""
 
 
+UNMERGED = {
+    "trainable_token_indices": "such weights are no part of the merged model",
+    "alora_invocation_tokens": "peft cannot merge an adapter that begins within a prompt",
+    "layer_replication": "the merged model has other layers than the base",
+    "lora_bias": "peft merges it only into layers that have a bias",
+}
+"""Options of LoraConfig with which the merged weights are not the base's, and why."""
+
+
 def unresumable(grpo: dict[str, Any]) -> str | None:
     """The option with which a checkpoint lacks what an exact resumption takes, and what that is."""
     if grpo.get("save_only_model"):
@@ -41,13 +50,12 @@ def _adapter(config: Config) -> Iterator[tuple[bool, str]]:
         " training starts from, which is the reference of the KL penalty and what checkpoints are loaded on;"
         " peft.options.init_lora_weights=true, gaussian or orthogonal",
     )
-    yield (
-        peft.kind != "none"
-        and mode(config.vllm.mode).engines
-        and peft.options.get("trainable_token_indices") is not None,
-        f"peft.options.trainable_token_indices: vLLM has no such weights (vllm={config.vllm.mode}); leave it out,"
-        " or vllm=off",
-    )
+    for option, reason in UNMERGED.items():
+        yield (
+            peft.kind != "none" and mode(config.vllm.mode).engines and bool(peft.options.get(option)),
+            f"peft.options.{option}: {reason}, so it cannot go to vLLM (vllm={config.vllm.mode}); leave it out,"
+            " or vllm=off",
+        )
     yield (
         peft.kind != "none" and isinstance(targets, list) and "lm_head" in targets,
         "peft.options.target_modules: TRL takes log-probabilities from lm_head's own weights, so an adapter on it would"

@@ -46,6 +46,7 @@ def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
     ):
         if size % tp:
             raise RequestError(f"vllm.tp={tp} does not divide the {what} of {size} of {name}")
+    _check_tied(config, shape)
     if shape.context is None:
         return
     want, need = config.vllm.max_model_len, _tokens_needed(config)
@@ -56,6 +57,23 @@ def check_shape(config: Config, shape: Shape | None, *, on_gpu: bool) -> None:
             f"grpo.max_completion_length={config.grpo.get('max_completion_length')}: with the prompt {need} tokens, and"
             f" {name} has a context of {shape.context}"
         )
+
+
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out")
+
+
+def _check_tied(config: Config, shape: Shape) -> None:
+    """An adapter parts an output layer from the embedding that it was tied to; vLLM has one tensor for both."""
+    if config.peft.kind == "none" or not (shape.tied and mode(config.vllm.mode).engines):
+        return
+    for option in ("modules_to_save", "target_modules"):
+        asked = config.peft.options.get(option)
+        for module in {asked} if isinstance(asked, str) else set(asked or ()):
+            if module.rpartition(".")[2] in EMBEDDINGS:
+                raise RequestError(
+                    f"peft.options.{option}: {config.model.name} has one tensor for embeddings and output layer, which"
+                    f" {module} would part, and vLLM cannot (vllm={config.vllm.mode}); leave it out, or vllm=off"
+                )
 
 
 def unchecked(config: Config, shape: Shape | None) -> tuple[str, ...]:
