@@ -25,7 +25,7 @@ from grpo_lab.store.folder import Run
 ROOT = Path(__file__).resolve().parents[1]
 GSM8K = Path(os.environ.get("GRPO_LAB_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
 
-SHORT = ["grpo.max_steps=4", "eval.problems=32", "grpo.generation_batch_size=32", "tracker=none"]
+SHORT = ["grpo.max_steps=4", "eval.problems=32", "grpo.generation_batch_size=32", "tracker=none", "rehearse=false"]
 """Overrides for a run of seconds that still trains."""
 SMALL_CACHE = f"vllm.engine.kv_cache_memory_bytes={2**27}"
 """With vLLM on a CPU, which takes two seconds to clear the usual GiB."""

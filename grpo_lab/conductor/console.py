@@ -25,6 +25,8 @@ from grpo_lab.store.records import Failure
 
 PLAIN_EVERY_S = 10.0
 """Without a terminal: at most one line in so many seconds."""
+NARROWEST, USUAL = 10, 80
+"""Columns of a terminal."""
 RECENT = 20
 """Steps that the time left is reckoned from."""
 SAMPLES_KEY = "s"
@@ -33,7 +35,10 @@ SAMPLES_KEY = "s"
 
 def screen(*, quiet: bool = False) -> Console:
     """A console that shows text as it is: names, log lines and messages come from outside and are no markup."""
-    return Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+    console = Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+    if console.width < NARROWEST:  # COLUMNS=0, of which rich would make empty lines
+        console.width = USUAL
+    return console
 
 
 def banner(console: Console, folder: Path, seed: int, lines: Iterable[tuple[str, str]], notes: Iterable[str]) -> None:

@@ -93,8 +93,8 @@ class Job(ABC, Generic[PlanT, EndT]):
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
         """All that is started, in order, each with its role."""
 
-    def check_data(self) -> None:
-        """What a dry run leaves unread. Raises RequestError."""
+    def check_data(self, console: Console) -> None:
+        """What a dry run leaves unread and untried. Raises RequestError."""
 
     @abstractmethod
     def settle(self, console: Console) -> EndT | None:
@@ -171,7 +171,7 @@ def follow(job: Job[PlanT, EndT], console: Console) -> EndT | None:
     if job.config.dry_run:
         terminal.commands(console, job.commands())
         return None
-    job.check_data()
+    job.check_data(console)
     with locks.held(job.run.lock, patience_s=LEFTOVERS_S):
         processes.await_end(RUN_VARIABLE, str(job.run.folder.resolve()), LEFTOVERS_S)
         end = job.settle(console)

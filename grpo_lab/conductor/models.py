@@ -62,10 +62,19 @@ def lacking(folder: Path) -> str | None:
     return None
 
 
+def has_chat_template(model: ModelConfig) -> bool | None:
+    """None where its files are not on this machine."""
+    if model.weights == "random":
+        return True
+    if (folder := policy.local(model) or policy.cached(model)) is None:
+        return None
+    settings = read_json(folder / "tokenizer_config.json") or {}
+    return bool(settings.get("chat_template")) or any(folder.glob("*chat_template*"))
+
+
 def _tokens(folder: Path) -> int:
     """One more than the highest token id; 0 where no tokenizer.json says it."""
-    file = folder / "tokenizer.json"
-    content: dict[str, Any] = read_json(file) if file.is_file() else {}
+    content: dict[str, Any] = read_json(folder / "tokenizer.json") or {}
     vocabulary = content.get("model", {}).get("vocab", {})
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     return 1 + max((*ids, *(token["id"] for token in content.get("added_tokens", ()))), default=-1)

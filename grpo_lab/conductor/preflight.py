@@ -159,25 +159,28 @@ NOT_A_COLUMN = ("prompts", "completions", "trainer_state", "log_extra", "log_met
 """What TRL passes to every reward beside the columns of the data."""
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config) -> dict[str, Any]:
     """The data function gives the rows that training, rewards and evaluation need (no torch; hub sets are downloaded).
+    Returns the first of them.
 
     Raises:
         RequestError: naming what is missing.
     """
     target = str(config.data["_target_"])
-    columns, rows = _columns(config, target, "train")
+    rows = _rows(config, target, "train")
+    columns = list(rows.column_names)
     for name, reward in config.rewards.items():
         for column in sorted(_needed(reward) - set(columns)):
             raise RequestError(f"data: {target} gives no column '{column}', which rewards.{name} needs")
-    if rows < (needed := prompts_of(config.grpo)):
+    if len(rows) < (needed := prompts_of(config.grpo)):
         raise RequestError(
-            f"data: {target} gives {rows} training rows, and one step takes {needed} (grpo.generation_batch_size="
+            f"data: {target} gives {len(rows)} training rows, and one step takes {needed} (grpo.generation_batch_size="
             f"{config.grpo['generation_batch_size']} / grpo.num_generations={config.grpo['num_generations']}): give at"
             f" least {needed} rows, or a smaller grpo.generation_batch_size"
         )
     if config.eval.enabled and "solution" in columns:
-        _columns(config, target, "test")
+        _rows(config, target, "test")
+    return dict(rows[0])
 
 
 def _needed(reward: dict[str, Any]) -> set[str]:
@@ -192,8 +195,8 @@ def _needed(reward: dict[str, Any]) -> set[str]:
     return required - reward.keys() - {*NOT_A_COLUMN, "completion_ids"}
 
 
-def _columns(config: Config, target: str, split: str) -> tuple[list[str], int]:
-    """The columns of one split, checked, and its number of rows."""
+def _rows(config: Config, target: str, split: str) -> Any:
+    """One split, whose columns are checked."""
     module, _, function = target.rpartition(".")
     if not sys.stderr.isatty():
         import_module("datasets").disable_progress_bars()
@@ -208,4 +211,4 @@ def _columns(config: Config, target: str, split: str) -> tuple[list[str], int]:
         raise RequestError(f"data: {target} gives no column 'prompt'; it has {', '.join(columns)}")
     for taken in set(columns).intersection(NOT_A_COLUMN):
         raise RequestError(f"data: {target} gives a column '{taken}', a name that TRL uses itself; rename it")
-    return columns, len(rows)
+    return rows

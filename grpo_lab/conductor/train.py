@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
-from grpo_lab.conductor import publishing, samples
+from grpo_lab.conductor import models, publishing, rehearsal, samples
 from grpo_lab.conductor.adornment import adorn
 from grpo_lab.conductor.job import full_disk
 from grpo_lab.conductor.preflight import check_data, check_targets
@@ -63,8 +63,12 @@ class Train(RunJob[Plan]):
         publishing.check(self.config.publish)
         return (*notes, *warnings)
 
-    def check_data(self) -> None:
-        check_data(self.config)
+    def check_data(self, console: Console) -> None:
+        row = check_data(self.config)
+        in_plain_text = isinstance(row["prompt"], str) or models.has_chat_template(self.config.model) is False
+        algorithm(self.config.algorithm.kind).check_prompts(self.config, in_plain_text=in_plain_text)
+        for text in rehearsal.check(self.config, row, in_plain_text=in_plain_text):
+            terminal.note(console, text)
 
     def create(self) -> None:
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)

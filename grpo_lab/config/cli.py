@@ -172,10 +172,9 @@ def _explained(error: BaseException) -> str:
             return f"{link.full_key}: {reason.rpartition('raised while resolving interpolation: ')[2]}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}; an override is key=value"
-    if bad := next((link for link in chain if isinstance(link, BadModel)), None):
-        return f"{bad.failure_class}: {bad}"
-    if isinstance(error, RequestError):
-        return str(error)
+    if refusal := next((link for link in chain if isinstance(link, RequestError)), None):
+        classed = refusal.failure_class != RequestError.failure_class
+        return f"{refusal.failure_class}: {refusal}" if classed else str(refusal)
     reason = next((text for link in chain if (text := str(link).strip())), "")
     return "\n".join(reason.splitlines()[:LINES])
 

@@ -39,6 +39,7 @@ NOT_IDENTITY = (
     "layout",
     "plan",
     "publish",
+    "rehearse",
     "stop_on_nan",  # it decides how far a run comes, not what its steps compute
 )
 """Keys that change no result."""

@@ -19,6 +19,12 @@ class BadModel(RequestError):
     failure_class = "bad_model"
 
 
+class BadReward(RequestError):
+    """A reward does not work."""
+
+    failure_class = "bad_reward"
+
+
 class PointFailed(RuntimeError):
     """A point of a sweep did not finish, which is already on the terminal. Exit code 1."""
 

@@ -46,7 +46,8 @@ class _Lasting(io.FileIO):
 
 def settle(*, outlast: bool = True) -> None:
     """Let the process's own stdout and stderr write what their encoding lacks as escapes and, where it has more to do
-    than to print, outlast their readers."""
+    than to print, outlast their readers. What was closed before the start goes to /dev/null."""
+    _reopen()
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -55,6 +56,15 @@ def settle(*, outlast: bool = True) -> None:
         raw = (_Lasting if outlast else io.FileIO)(stream.fileno(), "w", closefd=False)
         by_line = name == "stderr" or raw.isatty()
         setattr(sys, name, _text(raw, stream.encoding, by_line=by_line))
+
+
+def _reopen() -> None:
+    """Before a file of ours gets the number of a standard descriptor, and children write into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, nowhere == number)
+            setattr(sys, name, open(nowhere, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _text(raw: io.FileIO, encoding: str, *, by_line: bool) -> TextIO:

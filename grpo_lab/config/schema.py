@@ -251,6 +251,8 @@ class Config:
     """Machine of `python -m grpo_lab.plan`: `auto` (this machine), or for example h100-8, or h100-8x16 for sixteen."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     plan: PredictionConfig = field(default_factory=PredictionConfig)
+    rehearse: bool = True
+    """Call each reward of your own once on a made-up completion of a real row before anything starts."""
     warmup_steps: int = bounded(2, 0)
     """Number of first steps that every timing leaves out."""
     dry_run: bool = False

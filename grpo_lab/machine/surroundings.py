@@ -51,6 +51,7 @@ def settle() -> tuple[str, ...]:
     for name in list(os.environ):
         if RANKS.fullmatch(name) or ORDERS.fullmatch(name):
             del os.environ[name]
+    os.environ.pop("PYTHONOPTIMIZE", None)  # 2 takes away the docstrings of which transformers makes others
     _name_user()
     _find_modules_here()
     return _write_caches()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_lab.conductor.signals import STOPPING
+from grpo_lab.config.errors import BadModel, BadReward
 from grpo_lab.machine.logs import Log
 from grpo_lab.store import folder as store
 from grpo_lab.store import records
@@ -20,6 +21,8 @@ TRANSIENT = ("server_died", "server_timeout", "killed")
 """Classes of failure that another try may not meet."""
 REFUSED = 2
 """Exit code of a run that was refused before it started."""
+CLASSED = (BadModel.failure_class, BadReward.failure_class)
+"""Classes of failure by which a refusal begins."""
 ENDED = ("finished", "failed", "infeasible", "interrupted")
 
 
@@ -79,7 +82,9 @@ def judge(point: Point, code: int, printed: Log) -> Failure | None:
     if number in (signal.SIGKILL, *STOPPING):
         return Failure("killed", f"the point's process was ended by signal {number}", str(printed.path))
     if code == REFUSED:
-        return Failure("error", printed.refusal(), str(printed.path))
+        refusal = printed.refusal()
+        kind = next((kind for kind in CLASSED if refusal.startswith(f"{kind}: ")), "error")
+        return Failure(kind, refusal.removeprefix(f"{kind}: "), str(printed.path))
     causes = printed.causes() or [printed.tail()]
     message = "\n".join([f"the point's process ended with exit code {code} and left no result", *causes])
     return Failure("error", message, str(printed.path))

@@ -135,7 +135,7 @@ def test_the_hub_is_asked_whether_it_has_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert models.check(ModelConfig(name="x", path="me/there")) == ()
     with pytest.raises(BadModel, match="the hub has none"):
         models.check(ModelConfig(name="x", path="me/not-there"))
-    with pytest.raises(BadModel, match="without a config.json"):
+    with pytest.raises(BadModel, match=r"without a config\.json"):
         models.check(ModelConfig(name="x", path="me/gguf"))
     with pytest.raises(BadModel, match="granted access; ask for access at http"):
         models.check(ModelConfig(name="x", path="me/gated"))

@@ -91,7 +91,7 @@ def test_a_command_of_the_docs_is_accepted(words: list[str], tmp_path: Path) -> 
 
 
 def test_a_model_data_and_a_reward_of_ones_own_train_together(own_files: Path) -> None:
-    (overrides,) = [words for words in COMMANDS if "model.path=my_model" in words]
+    (overrides,) = [words for words in COMMANDS if "model=./my_model" in words]
     short = ["grpo.max_steps=1", "grpo.generation_batch_size=16", "tracker=none", "name=mine"]
     ended = cli(*overrides, *short, cwd=own_files)
     assert ended.returncode == 0, ended.stdout + ended.stderr

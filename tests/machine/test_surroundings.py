@@ -150,3 +150,12 @@ def test_no_proxy_is_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     upper, lower = (tmp_path / "log").read_text().split()
     assert upper == lower
     assert set(upper.split(",")) == {"127.0.0.1", "127.0.0.2", ".intern", "judge"}
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_nobodys(closed: str, tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m grpo_lab.train runs_dir={tmp_path}/runs dry_run=true {closed}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "0", "PYTHONOPTIMIZE": "2"}
+    answer = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert ("grpo_lab.worker" in answer.stdout) == (">&-" not in closed.split())

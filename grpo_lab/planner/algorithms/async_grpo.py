@@ -56,6 +56,13 @@ class AsyncGrpo(Algorithm):
                     f" rewards.{name}.url= asks a server"
                 )
 
+    def check_prompts(self, config: Config, *, in_plain_text: bool) -> None:
+        if in_plain_text:
+            raise RequestError(
+                f"algorithm=async_grpo: it asks through a chat template, and the prompts of {config.model.name} are"
+                " plain text; a model with a chat template and data of messages, or algorithm=grpo"
+            )
+
     def notes(self, config: Config) -> Iterator[str]:
         yield from super().notes(config)
         yield "algorithm=async_grpo: time_s.generate is what the trainer waits for completions; rewards/* are weighted"

@@ -58,6 +58,9 @@ class Algorithm:
     def check(self, config: Config, machine: Machine, *, on_gpu: bool) -> None:
         """Raises RequestError for what the trainer cannot do."""
 
+    def check_prompts(self, config: Config, *, in_plain_text: bool) -> None:
+        """Raises RequestError for prompts that the trainer does not take."""
+
     def notes(self, config: Config) -> Iterator[str]:
         """What a run of this algorithm will not have, or TRL warns of."""
         if not self.keeps_completions:
