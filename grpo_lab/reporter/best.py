@@ -22,8 +22,14 @@ def best(configurations: Sequence[Configuration], measure: Measure) -> list[Conf
 
 
 def _stands_clear(configuration: Configuration, rivals: Sequence[Configuration], measure: Measure) -> bool:
-    enough = all(_runs(rival, measure) >= RUNS for rival in rivals)
-    return enough and all(_beats(configuration, other, measure) for other in rivals if other is not configuration)
+    return has_enough(rivals, measure) and all(
+        _beats(configuration, other, measure) for other in rivals if other is not configuration
+    )
+
+
+def has_enough(rivals: Sequence[Configuration], measure: Measure) -> bool:
+    """Whether each ran often enough for one of them to be called best."""
+    return all(_runs(rival, measure) >= RUNS for rival in rivals)
 
 
 def _runs(configuration: Configuration, measure: Measure) -> int:

@@ -11,13 +11,17 @@ from typing import Any
 
 from grpo_lab.config.compose import NOT_IDENTITY
 from grpo_lab.planner.modes import mode
+from grpo_lab.reporter import context
 from grpo_lab.store import estimates, measures
 from grpo_lab.store.estimates import Estimate
 from grpo_lab.store.folder import Row, Run
 
 Axes = dict[str, Any]
 
-_FIRST = ("model", "load", "gpus", "algorithm", "vllm_mode", "tp", "dp")
+_LAYOUT = ("vllm_mode", "tp", "dp")
+_FIRST = ("model", "load", "gpus", "algorithm", *_LAYOUT)
+COMMIT = "grpo_lab"
+"""Axis of runs that were started by hand: the version of the harness, which a sweep has once."""
 _ASIDE = (
     *(key for key in NOT_IDENTITY if key != "bench"),
     *("seed", "model.name", "vllm.mode", "vllm.tp", "vllm.dp", "algorithm.kind", "bench.loads"),
@@ -36,7 +40,7 @@ class Configuration:
     asked: Axes
     """All that was asked, flat, keys joined by dots; without the seed."""
     axes: Axes
-    """The part of `asked` that tells the configurations of this report apart, model and layout always."""
+    """The part of `asked` that tells the configurations of this report apart, the model always."""
     runs: tuple[Row, ...]
     estimates: Mapping[str, Estimate]
     """Name -> estimate over the finished runs."""
@@ -53,8 +57,14 @@ class Configuration:
 
     @property
     def way(self) -> str:
-        """How it did it: layout, and what else was varied."""
-        return _words({key: value for key, value in self.axes.items() if not _is_work(key)})
+        """How it did it: what was varied, the layout where nothing was."""
+        varied = _words({key: value for key, value in self.axes.items() if not _is_work(key)})
+        return varied or self.layout
+
+    @property
+    def layout(self) -> str:
+        """`colocate tp=1 dp=2`."""
+        return _words({key: self.asked[key] for key in _LAYOUT if key in self.asked})
 
     @property
     def finished(self) -> list[Row]:
@@ -150,18 +160,26 @@ def asked(row: Row) -> Axes:
     """What a row was asked to do, flat: what its result says, the load, and its config."""
     flat = {key: row[key] for key in _FIRST if row.get(key) is not None}
     flat |= {f"bench.{key}": value for key in _LOAD if (value := row.get("load_asked", {}).get(key)) is not None}
+    if row.get("sweep", row) is None:
+        flat[COMMIT] = _short(context.commit(row))
     config = _flat(row.get("config") or {})
     return {**{key: value for key, value in config.items() if not _is_among(key, _ASIDE)}, **flat}
 
 
+def _short(commit: str) -> str:
+    name, changed, _ = commit.partition("+")
+    return name[:7] + changed
+
+
 def distinguishing(several: Sequence[Axes]) -> list[str]:
-    """Keys that together tell them apart: model and layout always, of the others those that vary and are not settled
-    by the keys before them (a model's path by its name, a least length by the length asked for)."""
+    """Keys that together tell them apart: the model always, the layout as a whole where a part of it varies, of the
+    others those that vary and are not settled by the keys before them (a model's path by its name, a least length by
+    the length asked for)."""
     first = [key for key in _FIRST if any(key in asked for asked in several)]
-    names = [key for key in first if key in ("model", "vllm_mode", "tp", "dp") or _varies(several, key)]
-    for key in sorted(
-        {key for asked in several for key in asked} - set(first), key=lambda key: (not _is_work(key), key)
-    ):
+    always = ("model", *(_LAYOUT if any(_varies(several, key) for key in _LAYOUT) else ()))
+    names = [key for key in first if key in always or _varies(several, key)]
+    others = {key for asked in several for key in asked} - set(first)
+    for key in sorted(others, key=lambda key: (not _is_work(key), not key.startswith("grpo."), key)):
         known: dict[str, str] = {}
         settled = all(
             known.setdefault(str([asked.get(name) for name in names]), str(asked.get(key))) == str(asked.get(key))
@@ -198,5 +216,6 @@ def _words(axes: Axes) -> str:
         words.append(mode(str(axes["vllm_mode"])).words(axes.get("tp"), axes.get("dp")))
     if axes.get("gpus"):
         words.append(f"{axes['gpus']} GPUs" if axes["gpus"] != 1 else "1 GPU")
-    rest = {key: value for key, value in axes.items() if key not in ("model", "load", "vllm_mode", "tp", "dp", "gpus")}
+    rest = {key: value for key, value in axes.items() if key not in ("model", "load", "gpus", *_LAYOUT)}
+    rest = {key: value for key, value in rest.items() if key != COMMIT or value is not None}
     return " ".join([*words, *(f"{key.rpartition('.')[2]}={value}" for key, value in rest.items())])

@@ -11,6 +11,7 @@ from grpo_lab.reporter import (
     configurations,
     context,
     curves,
+    finding,
     folder,
     layouts,
     pictures,
@@ -30,6 +31,8 @@ from grpo_lab.store.measures import headlines
 @dataclass(frozen=True)
 class Contents:
     title: str
+    finding: str
+    """What came out, in a sentence or a few."""
     facts: Sequence[tuple[str, str]]
     """What is the same for all numbers: hardware, versions, command."""
     glance: Sequence[Table]
@@ -46,9 +49,9 @@ class Contents:
 
     def markdown(self) -> str:
         facts = "\n".join(f"- {label}: {' '.join(value.split())}" for label, value in self.facts)
-        measured = [table.markdown() for table in (*self.glance, *self.tables)]
-        troubles = [table.markdown() for table in self.troubles]
-        return "\n".join([f"# {self.title}\n", facts + "\n", *measured, f"{tables.HOW_TO_READ}\n", *troubles])
+        every = [table.markdown() for table in (*self.glance, *self.tables, *self.troubles)]
+        ends = [f"{tables.HOW_TO_READ}\n", f"## How and where\n\n{facts}\n"]
+        return "\n".join([f"# {self.title}\n", f"{' '.join(self.finding.split())}\n", *every, *ends])
 
 
 def make(folders: Sequence[Path], published_file: Path | None = None) -> Contents:
@@ -64,8 +67,9 @@ def make(folders: Sequence[Path], published_file: Path | None = None) -> Content
     troubles = (tables.unfinished(usable.rows, folders), tables.left_out([*usable.left_out, *damaged, *unreadable]))
     return Contents(
         title=", ".join(path.absolute().name for path in folders),
+        finding=finding.sentences(several, usable.rows, kind),
         facts=_facts(usable.rows, sweep),
-        glance=tables.comparisons(several, headlines(kind)),
+        glance=[*filter(None, [tables.warned(usable.rows, folders)]), *tables.comparisons(several, headlines(kind))],
         tables=[table for table in (tables.results(several, kind), tables.pairs(several), beside) if table],
         pictures=_pictures(several, drawn, kind),
         troubles=[table for table in troubles if table],

@@ -32,15 +32,12 @@ def commit(row: Row) -> str:
 
 
 def of(row: Row, *, sweeps: bool) -> Context:
-    """`sweeps`: whether runs of different sweeps are kept apart."""
-    sweep = {"sweep": row["sweep"].name if row["sweep"] else "none (a single run)"} if sweeps else {}
-    return {
-        "kind of result": row["kind"],
-        **sweep,
-        "hardware": hardware(row),
-        "versions": versions(row),
-        "commit of grpo_lab": commit(row),
-    }
+    """`sweeps`: whether runs of different sweeps are kept apart. A run that was started by hand belongs to any, and
+    its commit is an axis of the comparison."""
+    of_sweep = {"commit of grpo_lab": commit(row)} if row["sweep"] else {}
+    if row["sweep"] and sweeps:
+        of_sweep = {"sweep": row["sweep"].name, **of_sweep}
+    return {"kind of result": row["kind"], "hardware": hardware(row), "versions": versions(row), **of_sweep}
 
 
 def comparable(found: Found, folders: Sequence[Path]) -> Found:
@@ -53,7 +50,7 @@ def comparable(found: Found, folders: Sequence[Path]) -> Found:
     counted = collections.Counter(
         tuple(context.items()) for row, context in zip(found.rows, contexts, strict=True) if row["status"] == "finished"
     )
-    chosen = dict(counted.most_common(1)[0][0]) if counted else contexts[0]
+    chosen = _largest([dict(context) for context, _ in counted.most_common()] or contexts)
     kept = Found(left_out=list(found.left_out))
     for row, context in zip(found.rows, contexts, strict=True):
         if why := _difference(row, context, chosen):
@@ -62,6 +59,15 @@ def comparable(found: Found, folders: Sequence[Path]) -> Found:
         else:
             kept.rows.append(row)
     return kept
+
+
+def _largest(in_order: Sequence[Context]) -> Context:
+    """The first, and of the next one that may stand beside it what it lays down further: its sweep."""
+    chosen = dict(in_order[0])
+    for context in in_order[1:]:
+        if all(context[key] == value for key, value in chosen.items() if key in context):
+            chosen |= context
+    return chosen
 
 
 def _difference(row: Row, context: Context, chosen: Context) -> str:
@@ -73,5 +79,5 @@ def _difference(row: Row, context: Context, chosen: Context) -> str:
     return "; ".join(
         f"another {key}: {value}, the report is of {chosen[key]}"
         for key, value in counts.items()
-        if value != chosen[key]
+        if value != chosen.get(key, value)
     )

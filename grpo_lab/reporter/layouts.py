@@ -73,8 +73,9 @@ def _picture(mode: str, gpus: int, cells: Cells, measure: Measure) -> Picture:
     figure.supylabel(f"tokens/s, relative to tp={tps[0]}", fontsize=10, color=SOFT)
     drawing.legend(figure, *panels)
     caption = (
-        f"{measure.label.capitalize()}, each model over its own tp={tps[0]}: above 1 is faster. Bars: as wide as both"
-        " intervals' ends allow (of fewer than 6 rounds or steps: their ranges). What did not run stands below."
+        f"{measure.label[0].upper()}{measure.label[1:]}, each model over its own tp={tps[0]}: above 1 is faster."
+        " Bars: as wide as both intervals' ends allow (of fewer than 6 rounds or steps: their ranges)."
+        " What did not run stands below."
     )
     named = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
     title = "; ".join(

@@ -37,15 +37,15 @@ def step_times(configurations: Sequence[Configuration]) -> Picture | None:
             start += width
         axes.text(0, place - 0.3, drawing.label(entry, timed), ha="left", va="bottom", fontsize=9.5)
         whole = entry.estimates.get("step_time_s")
-        axes.text(
-            start,
-            place,
-            f" {whole.text()[0] if whole else f'{start:.3g}'} s",
-            ha="left",
-            va="center",
-            fontsize=9.5,
-            color=SOFT,
-        )
+        text = f"{whole.text()[0] if whole else f'{start:.3g}'} s"
+        beside: dict[str, Any] = {
+            "xytext": (4, 0),
+            "textcoords": "offset points",
+            "va": "center",
+            "fontsize": 9.5,
+            "color": SOFT,
+        }
+        axes.annotate(text, (start, place), **beside)
     axes.set(xlabel="seconds", ylim=(len(timed) - 0.6, -0.95))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

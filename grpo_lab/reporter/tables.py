@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from grpo_lab.store.estimates import Estimate
 from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import Measure
 
+SAMPLE = 300
+"""Characters of a completion in a table."""
 HOW_TO_READ = (
     "Beside each number: its 95% interval and n. A timing of one run is the median of its n steps (or rounds) after "
     "warm-up; fewer than 6 have no interval but their range. An accuracy of one run is over n problems. Where a "
@@ -85,7 +87,8 @@ def comparisons(configurations: Sequence[Configuration], headlines: Sequence[Mea
         rows = [[Cell(way), *(cell(works[0], way, key) for key in there)] for way in ways]
         better = ", ".join(f"{key.label}: {key.better} is better" for key in there)
         head = ["configuration", *(key.heading for key in there)]
-        return [Table("At a glance", head, rows, f"{works[0]}. {better}.", _from(1, head), _note(there))]
+        caption = f"{_of_all(configurations)} {better}."
+        return [Table("At a glance", head, rows, caption, _from(1, head), _note(there))]
     return [
         Table(
             key.heading,
@@ -130,22 +133,51 @@ def _compared(entry: Configuration | None, measure: Measure, marked: Sequence[Co
 
 def results(configurations: Sequence[Configuration], kind: str) -> Table:
     """A row for each configuration with all that tables show of it."""
-    shown = [
-        measure
-        for measure in measures.columns(kind)
-        if measure.shown and any(measure.name in entry.estimates for entry in configurations)
-    ]
-    marked = {measure.name: best(configurations, measure) for measure in shown}
+    marked = {measure.name: best(configurations, measure) for measure in measures.columns(kind)}
     works = _in_order(entry.work for entry in configurations)
-    rows = [
-        [*([Cell(entry.work)] if len(works) > 1 else []), Cell(entry.way), Cell(_ended(entry))]
-        + [measured(entry.estimates.get(key.name), is_best=entry in marked[key.name]) for key in shown]
-        for entry in configurations
-    ]
-    start = [*(["work"] if len(works) > 1 else []), "configuration", "runs"]
+
+    def column(measure: Measure) -> list[Cell]:
+        return [
+            measured(entry.estimates.get(measure.name), is_best=entry in marked[measure.name])
+            for entry in configurations
+        ]
+
+    shown = _without_twins(
+        {
+            measure: column(measure)
+            for measure in measures.columns(kind)
+            if measure.shown and any(measure.name in entry.estimates for entry in configurations)
+        }
+    )
+    start = {
+        "work": [Cell(entry.work) for entry in configurations],
+        "configuration": [Cell(entry.way) for entry in configurations],
+        "runs": [Cell(_ended(entry)) for entry in configurations],
+    }
+    if len(works) == 1:
+        del start["work"]
+    if all(cell.text == "1" for cell in start["runs"]):
+        del start["runs"]
     head = [*start, *(measure.heading for measure in shown)]
-    caption = f"{works[0]}." if len(works) == 1 else ""
-    return Table("All configurations", head, rows, caption, _from(len(start), head), _note(shown))
+    rows = list(zip(*start.values(), *shown.values(), strict=True))
+    caption = _of_all(configurations) if len(works) == 1 else ""
+    return Table("All configurations", head, rows, caption, _from(len(start), head), _note(list(shown)))
+
+
+def _without_twins(columns: dict[Measure, list[Cell]]) -> dict[Measure, list[Cell]]:
+    """Without those of the same unit and numbers as one before, as tokens a second per GPU are on one GPU."""
+    kept: dict[Measure, list[Cell]] = {}
+    for measure, cells in columns.items():
+        if not measure.unit or (measure.unit, cells) not in [(other.unit, each) for other, each in kept.items()]:
+            kept[measure] = cells
+    return kept
+
+
+def _of_all(configurations: Sequence[Configuration]) -> str:
+    """The one work of all, and their layout where that is not told of each."""
+    layouts = {entry.layout for entry in configurations} - {entry.way for entry in configurations}
+    told = any(entry.layout in entry.way for entry in configurations)
+    return ", ".join([configurations[0].work, *(layouts if len(layouts) == 1 and not told else [])]) + "."
 
 
 def _ended(entry: Configuration) -> str:
@@ -164,6 +196,22 @@ def unfinished(rows: Sequence[Row], folders: Sequence[Path]) -> Table | None:
         [Cell(name(Path(row["run"]), folders)), Cell(str(row["status"])), *map(Cell, failure_of(row))] for row in failed
     ]
     return Table("Did not finish", ["run", "status", "class", "reason"], cells) if cells else None
+
+
+def warned(rows: Sequence[Row], folders: Sequence[Path]) -> Table | None:
+    """The signs of ill health that runs show, each with the completion that shows it."""
+    cells = [
+        [Cell(name(Path(row["run"]), folders)), Cell(str(sign.get("message", key))), Cell(_start(sign.get("sample")))]
+        for row in rows
+        for key, sign in (row.get("warnings") or {}).items()
+        if isinstance(sign, Mapping)
+    ]
+    return Table("Warnings", ["run", "sign", "for example"], cells) if cells else None
+
+
+def _start(sample: object) -> str:
+    text = str(sample or "")
+    return text if len(text) <= SAMPLE else f"{text[:SAMPLE]}..."
 
 
 def left_out(several: Sequence[LeftOut]) -> Table | None:

@@ -73,8 +73,8 @@ def test_only_seeds_are_averaged(tmp_path: Path) -> None:
         metrics = {"step_time_s": timing(step)}
         make(tmp_path / f"{rate},{seed}", seed=seed, metrics=metrics, grpo={"learning_rate": rate})
     shown = cells(contents.make([tmp_path]), "At a glance")
-    assert shown["colocate tp=1 dp=2 learning_rate=1e-06"][0].startswith("2.000 (0.000 to ")
-    assert shown["colocate tp=1 dp=2 learning_rate=1e-05"] == ["5.000 (4.900 to 5.100, n=8)"]
+    assert shown["learning_rate=1e-06"][0].startswith("2.000 (0.000 to ")
+    assert shown["learning_rate=1e-05"] == ["5.000 (4.900 to 5.100, n=8)"]
 
 
 def seeds(folder: Path, steps: list[float], **said: Any) -> None:
@@ -182,7 +182,6 @@ def test_what_did_not_finish_is_a_cell_with_its_reason(tmp_path: Path) -> None:
 OTHERS = {
     "another hardware: 8 x NVIDIA H100": {"env": {"gpus": ["NVIDIA H100"] * 8}},
     "another versions: torch 2.11.0": {"env": {"torch": "2.11.0"}},
-    "another commit of grpo_lab: bbbb": {"env": {"git_commit": "b" * 40}},
     "another kind of result: bench": {"kind": "bench"},
 }
 
@@ -196,6 +195,94 @@ def test_what_may_not_stand_beside_is_left_out(why: str, tmp_path: Path) -> None
     assert cells(made, "Left out")["stray"][0].startswith(why)
     assert cells(made, "All configurations")["colocate tp=1 dp=2"][1].startswith("1.000 (")
     assert [bool(row["left_out"]) for row in made.runs] == [False, False, True]
+
+
+def test_another_commit_is_left_out_of_a_sweep(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep")
+    for seed in (0, 1):
+        make(folder / f"seed={seed}", seed=seed, metrics={"step_time_s": timing(1.0)})
+    make(folder / "stray", seed=2, metrics={"step_time_s": timing(100.0)}, env={"git_commit": "b" * 40})
+    assert cells(contents.make([folder]), "Left out")["stray"][0].startswith("another commit of grpo_lab: bbbb")
+
+
+def test_runs_started_by_hand_are_compared_by_what_differs(tmp_path: Path) -> None:
+    """Also with a sweep beside them, with failures, and over commits of the harness; the layout that all share is said
+    once."""
+    folder = sweep(tmp_path / "sweep")
+    make(folder / "a", grpo={"learning_rate": 1e-5}, metrics={"step_time_s": timing(1.0)})
+    make(tmp_path / "hot", grpo={"learning_rate": 1e-3}, metrics={"step_time_s": timing(2.0)})
+    make(tmp_path / "cold", grpo={"learning_rate": 1e-7}, failure={"class": "oom", "message": "out of memory"})
+    later = {"git_commit": "b" * 40}
+    make(tmp_path / "later", grpo={"learning_rate": 1e-3}, metrics={"step_time_s": timing(3.0)}, env=later)
+    made = contents.make([tmp_path])
+    shown = cells(made, "At a glance")
+    assert list(shown) == [
+        "learning_rate=1e-07 grpo_lab=aaaaaaa",
+        "learning_rate=1e-05",
+        "learning_rate=0.001 grpo_lab=aaaaaaa",
+        "learning_rate=0.001 grpo_lab=bbbbbbb",
+    ]
+    assert shown["learning_rate=1e-07 grpo_lab=aaaaaaa"] == ["oom"]
+    assert "tiny, colocate tp=1 dp=2." in made.markdown()
+    assert [table.title for table in made.troubles] == ["Did not finish"]
+    assert "1 of 4 runs did not finish: oom 1." in made.finding
+
+
+def test_two_sweeps_do_not_meet_over_a_run_started_by_hand(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        for dp in (1, 2) if name == "one" else (2,):
+            sweep(tmp_path / name) if not (tmp_path / name).exists() else None
+            make(tmp_path / name / f"dp={dp}", dp=dp, metrics={"step_time_s": timing(1.0)})
+    for seed in range(4):
+        make(tmp_path / f"hand{seed}", dp=4, seed=seed, metrics={"step_time_s": timing(1.0)})
+    made = contents.make([tmp_path])
+    assert list(cells(made, "Left out")) == ["two/dp=2"]
+    assert len(cells(made, "At a glance")) == 3
+
+
+def test_the_finding_of_one_run_is_its_gain(tmp_path: Path) -> None:
+    def gain(low: float, high: float) -> dict[str, Any]:
+        return {"value": 0.1, "ci95": [low, high], "n": 500}
+
+    shares = {"accuracy_before": share(200), "accuracy_after": share(250)}
+    rose = "pass@1 rose, 0.400 to 0.500, +0.100 (+0.050 to +0.150, n=500)."
+    for name, low, words in (("up", 0.05, rose), ("flat", -0.05, "did not change measurably")):
+        make(tmp_path / name, metrics={**shares, "accuracy_gain": gain(low, 0.15)})
+        assert words in contents.make([tmp_path / name]).finding
+
+
+@pytest.mark.parametrize(
+    ("runs", "slower", "words"),
+    [
+        (3, 9.0, "Best in step: colocate tp=1 dp=2 1.000 ("),
+        (1, 9.0, "Step from 1.000 to 9.000 s. To call one best takes 3 runs of each."),
+        (3, 1.0, "none stands clear of the others"),
+    ],
+)
+def test_the_finding_calls_best_only_what_is(tmp_path: Path, runs: int, slower: float, words: str) -> None:
+    seeds(tmp_path / "fast", [1.0] * runs, dp=2)
+    seeds(tmp_path / "slow", [slower] * runs, dp=1)
+    made = contents.make([tmp_path])
+    assert words in made.finding
+    places = [made.markdown().index(text) for text in (made.finding, "## At a glance", "- hardware:")]
+    assert places == sorted(places), "the finding first, how and where last"
+
+
+def test_the_signs_of_a_run_stand_with_their_completion(tmp_path: Path) -> None:
+    sign = {"copied_prompts": {"message": "60% of the last answers are copied", "sample": "\\boxed{82-49}"}}
+    make(tmp_path / "hacked", warnings=sign, metrics={"step_time_s": timing(1.0)})
+    make(tmp_path / "sound", seed=1, metrics={"step_time_s": timing(1.0)})
+    made = contents.make([tmp_path])
+    assert cells(made, "Warnings") == {"hacked": ["60% of the last answers are copied", "\\boxed{82-49}"]}
+    assert "1 of 2 runs warn" in made.finding
+
+
+def test_a_column_of_the_numbers_of_another_is_left_out(tmp_path: Path) -> None:
+    speeds = {"generated_tokens_per_s": timing(9.0), "generated_tokens_per_s_per_gpu": timing(9.0)}
+    make(tmp_path / "one", gpus=1, metrics=speeds)
+    assert "generated per GPU" not in contents.make([tmp_path]).markdown()
+    make(tmp_path / "two", gpus=2, dp=4, metrics={**speeds, "generated_tokens_per_s_per_gpu": timing(4.5)})
+    assert "generated per GPU" in contents.make([tmp_path]).markdown()
 
 
 def test_sweeps_are_mixed_only_when_each_is_named(tmp_path: Path) -> None:
@@ -262,7 +349,7 @@ def test_numbers_that_are_none_are_not_shown(tmp_path: Path) -> None:
     metrics = {"step_time_s": {"median": float("nan"), "ci95": None, "n": 2}, "mfu": {"median": "fast"}}
     make(tmp_path / "run", metrics={**metrics, "samples_per_s": timing(4.0), "reward_last": {"value": 0.5, "n": 3}})
     shown = cells(contents.make([tmp_path]), "All configurations")
-    assert shown["colocate tp=1 dp=2"] == ["1", "0.500 (n=3)"]
+    assert shown["colocate tp=1 dp=2"] == ["0.500 (n=3)"]
 
 
 def test_a_run_without_its_end_is_named(tmp_path: Path) -> None:

@@ -65,7 +65,14 @@ def test_the_page_in_a_browser(width: int, report: Path, browser: Browser) -> No
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") == width, "no sideways scrolling of the page"
-    titles = ["At a glance", "All configurations", "Published beside measured", "Did not finish", "Left out"]
+    titles = [
+        "At a glance",
+        "All configurations",
+        "Published beside measured",
+        "Did not finish",
+        "Left out",
+        "How and where",
+    ]
     assert page.locator("section h2").all_inner_texts() == titles
     assert page.locator("figure svg").count() == 6, "layouts, pass@1, reward, accuracy, times, throughput"
     assert all(one.bounding_box()["height"] > 80 for one in page.locator("figure svg").all())  # type: ignore[index]
@@ -91,6 +98,18 @@ def test_colours_follow_the_reader(report: Path, browser: Browser) -> None:
         page.close()
     assert len(grounds) == len(inks) == 2
     assert not grounds & inks
+
+
+def test_the_first_column_stays_while_a_table_scrolls(report: Path, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(report.as_uri())
+    box = page.locator(".scroll", has=page.locator("td.number")).last
+    first = box.locator("tbody td").first
+    before = first.bounding_box()
+    box.evaluate("box => { box.scrollLeft = 300 }")
+    assert first.bounding_box() == before
+    assert "local" in box.evaluate("box => getComputedStyle(box).backgroundAttachment"), "a shade where there is more"
+    page.close()
 
 
 def test_a_wide_table_scrolls_in_its_own_box(report: Path, browser: Browser) -> None:
