@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -93,6 +93,10 @@ class Job(ABC, Generic[PlanT, EndT]):
     def commands(self) -> Iterator[tuple[str, Command | ServerPlan]]:
         """All that is started, in order, each with its role."""
 
+    def preview(self) -> Iterable[str]:
+        """What a dry run shows beside the commands."""
+        return ()
+
     def check_data(self, console: Console) -> None:
         """What a dry run leaves unread and untried. Raises RequestError."""
 
@@ -170,6 +174,7 @@ def follow(job: Job[PlanT, EndT], console: Console) -> EndT | None:
     terminal.banner(console, job.run.folder, job.seed, job.banner(), job.notes)
     if job.config.dry_run:
         terminal.commands(console, job.commands())
+        terminal.lines(console, job.preview())
         return None
     job.check_data(console)
     with locks.held(job.run.lock, patience_s=LEFTOVERS_S):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from grpo_lab.conductor import console as terminal
-from grpo_lab.conductor import models, publishing, rehearsal, samples
+from grpo_lab.conductor import models, preview, publishing, rehearsal, samples
 from grpo_lab.conductor.adornment import adorn
 from grpo_lab.conductor.job import full_disk
 from grpo_lab.conductor.preflight import check_data, check_targets
@@ -80,12 +80,16 @@ class Train(RunJob[Plan]):
         trainer = algorithm(config.algorithm.kind).banner(config.grpo)
         return [
             ("model", f"{config.model.name} ({self.plan.model_path})"),
-            ("data", str(config.data["_target_"])),
+            ("data", str(config.data["_target_"]) + _asked(config.data.get("system_prompt"))),
             ("rewards", rewards),
             *([("algorithm", trainer)] if trainer else []),
             *roles(self.plan, self.machine),
             ("batch", str(self.plan.batch)),
+            ("training", training(config.grpo)),
         ]
+
+    def preview(self) -> Iterator[str]:
+        return preview.prompt(self.config)
 
     def where_stopped(self) -> str:
         if (checkpoint := self.run.last_checkpoint()) is None:
@@ -136,6 +140,25 @@ def roles(plan: Plan, machine: Machine) -> list[tuple[str, str]]:
     many = f", {plan.batch.processes} processes" if plan.batch.processes > 1 else ""
     server = f"GPU {','.join(plan.server_gpus)}" if plan.server_gpus else "CPU" if plan.server else "running already"
     return [("trainer", trainer + many), ("generate", plan.generation.where(plan.tp, plan.dp, server))]
+
+
+def training(grpo: Mapping[str, Any]) -> str:
+    """`100 steps, learning rate 1e-06, completions of at most 512 tokens, temperature 1`."""
+    steps, longest = grpo.get("max_steps"), grpo.get("max_completion_length")
+    parts = [
+        f"{steps} steps" if steps and steps > 0 else f"epochs: {grpo.get('num_train_epochs', 3):g}",
+        f"learning rate {grpo['learning_rate']:g}" if grpo.get("learning_rate") is not None else "",
+        f"completions of at most {longest} tokens" if longest else "",
+        f"temperature {grpo['temperature']:g}" if grpo.get("temperature") is not None else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _asked(system_prompt: Any) -> str:
+    """Which system prompt goes before the problems; nothing where none does."""
+    if not system_prompt or system_prompt == "none":
+        return ""
+    return f", system prompt {'of your own' if any(map(str.isspace, str(system_prompt))) else system_prompt}"
 
 
 def summary(result: Result) -> list[str]:

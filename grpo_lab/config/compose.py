@@ -16,6 +16,7 @@ from grpo_lab.config.naming import sweep_name
 from grpo_lab.config.redaction import redact
 from grpo_lab.config.resolvers import pick, quotient
 from grpo_lab.config.schema import Config
+from grpo_lab.config.suited import settle_numbers, settle_prompt
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
@@ -72,9 +73,10 @@ def register(defaults: Config | None = None) -> None:
 
 
 def from_hydra(composed: DictConfig) -> Config:
-    """The composed configuration, resolved, as a :class:`Config`."""
-    config = OmegaConf.to_object(composed)
+    """The composed configuration, resolved, as a :class:`Config`; settings `auto` have their values."""
+    config = OmegaConf.to_object(settle_numbers(composed))
     assert isinstance(config, Config)
+    settle_prompt(config)
     return config
 
 

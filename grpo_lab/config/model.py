@@ -103,6 +103,16 @@ def parameters(model: ModelConfig) -> int | None:
     return _count(folder, tied=known is not None and known.tied)
 
 
+def size(model: ModelConfig) -> int | None:
+    """As :func:`parameters`, and where the files do not say, what the shape comes to."""
+    counted, known = parameters(model), shape(model)
+    if counted is not None or known is None:
+        return counted
+    attention = 2 * known.hidden * known.head_dim * (known.heads + known.kv_heads)
+    mlp = 3 * known.hidden * known.mlp * max(1, known.experts)
+    return known.layers * (attention + mlp) + known.vocab * known.hidden * (1 if known.tied else 2)
+
+
 def active_parameters(model: ModelConfig) -> int | None:
     """Those that work on a token: all but the experts that it is not sent to. None where unknown."""
     total, known = parameters(model), shape(model)
@@ -153,6 +163,12 @@ def local(model: ModelConfig) -> Path | None:
     if model.path.startswith(shelf.LOCAL):
         raise shelf.missing(model.path)
     return None
+
+
+def tokenizer_folder(model: ModelConfig) -> Path | None:
+    """The local folder or that of the hub's cache; None where the tokenizer is not on this machine."""
+    folder = local(model) or cached(model)
+    return folder if folder and (folder / "tokenizer_config.json").is_file() else None
 
 
 def _folder(model: ModelConfig) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.schema import Config, EvalConfig
+from grpo_lab.config.suited import prompt_notes
 from grpo_lab.planner.modes import mode
 
 
@@ -125,6 +126,7 @@ def _evaluation(asked: EvalConfig) -> Iterator[tuple[bool, str]]:
 
 
 def combination_notes(config: Config) -> Iterator[str]:
-    """Notes for the user on combinations that work but are untried."""
+    """Notes for the user on combinations that work but are untried, or do not fit each other."""
+    yield from prompt_notes(config)
     if config.peft.kind != "none" and config.distributed.kind == "fsdp2" and mode(config.vllm.mode).engines:
         yield "TRL merges an adapter that fsdp2 has sharded before it sends it to vLLM, and marks this as untried"
