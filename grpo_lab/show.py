@@ -95,12 +95,19 @@ def _chosen(run: Run, asked: argparse.Namespace) -> tuple[list[Sample], samples.
     else:
         shown = samples.spread(_last_step(of_step), asked.count or FEW)
     if not reading.total:
-        raise RequestError(
-            f"{run.folder} has no completions: no step was recorded, or its trainer (online_dpo, async_grpo) keeps none"
-        )
+        raise RequestError(_none(run))
     if not shown:
         raise RequestError(reading.missing(asked))
     return shown[: asked.count], samples.Scale(reading.low, reading.high), reading.total
+
+
+def _none(run: Run) -> str:
+    """Why there is nothing, and what there is below a folder of several runs."""
+    below = sorted(str(config.parent) for config in run.folder.glob(f"*/{run.config.name}"))
+    if not run.config.exists() and below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        return f"{run.folder} is no run; name one: {', '.join(below[:3])}{more}"
+    return f"{run.folder} has no completions: no step was recorded, or its trainer (online_dpo, async_grpo) keeps none"
 
 
 class _Reading:

@@ -94,7 +94,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live:
             self._live.start()
-            self._keys.__enter__()
+            if self._keys.__enter__().active:
+                self.say(f"press {SAMPLES_KEY} for two samples of the last step")
         return self
 
     def __exit__(self, *_: object) -> None:

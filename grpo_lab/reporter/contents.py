@@ -104,7 +104,7 @@ def _facts(rows: Sequence[Row], sweep: Path | None) -> list[tuple[str, str]]:
         "hardware": context.hardware(finished[0])
         + ("" if finished[0].get("gpus") else " (no GPU: a process counts as one)"),
         "versions": context.versions(finished[0]),
-        "grpo_lab": context.commit(finished[0]),
+        "grpo_lab": ", ".join(dict.fromkeys(context.commit(row) for row in finished)),
         "command": _command(finished, sweep),
     }
     return list(facts.items())

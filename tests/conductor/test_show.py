@@ -106,6 +106,11 @@ def test_a_run_without_completions_is_refused(tmp_path: Path) -> None:
         shown(Run(tmp_path / "none"))
 
 
+def test_a_folder_of_runs_is_refused_with_their_names(run: Run) -> None:
+    with pytest.raises(RequestError, match=r"is no run; name one: .*/one$"):
+        shown(Run(run.folder.parent))
+
+
 def test_changed_shows_what_was_unlearned_and_then_what_was_learned(run: Run) -> None:
     completions.save_answers(run, "before", ["a?", "b?", "c?"], ["a1", "b1", "c1"], [1, 0, None])
     completions.save_answers(run, "after", ["a?", "b?", "c?"], ["a2", "b2", "c2"], [0, 1, 1])

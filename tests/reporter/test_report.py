@@ -226,6 +226,7 @@ def test_runs_started_by_hand_are_compared_by_what_differs(tmp_path: Path) -> No
     assert "tiny, colocate tp=1 dp=2." in made.markdown()
     assert [table.title for table in made.troubles] == ["Did not finish"]
     assert "1 of 4 runs did not finish: oom 1." in made.finding
+    assert dict(made.facts)["grpo_lab"] == f"{'a' * 40}, {'b' * 40}"
 
 
 def test_two_sweeps_do_not_meet_over_a_run_started_by_hand(tmp_path: Path) -> None:
