@@ -137,9 +137,9 @@ def _models() -> str:
     text = (
         "`model=` takes a name of this list, a folder as `save_pretrained` leaves it (`model=./my_model`), or a hub id"
         " (`model=Qwen/Qwen2.5-7B-Instruct`, which takes its entry here), in every command, sweep and experiment."
-        " Before anything starts the folder has weights and a tokenizer that fits them, or the hub has the model and"
-        " gives it; otherwise the run is refused as `bad_model`, with the nearest folder or name. Nothing is asked of the"
-        " hub for a model that is whole on this machine, or by `dry_run=true`.\n\n"
+        " Before anything starts the folder has weights and a tokenizer that fits them, or the hub has the model"
+        " and gives it; otherwise the run is refused as `bad_model`, with the nearest folder or name. Nothing is asked"
+        " of the hub for a model that is whole on this machine, or by `dry_run=true`.\n\n"
         "Each takes `model.weights=random` (its architecture and vocabulary with random weights: the same speed without"
         " a download), `model.revision=`, `model.dtype=`, `model.attn=` and `model.trust_remote_code=true`. In"
         " brackets: how many parameters of a mixture of experts work on a token."

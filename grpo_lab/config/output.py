@@ -64,7 +64,7 @@ def _reopen() -> None:
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(nowhere, nowhere == number)
-            setattr(sys, name, open(nowhere, "w" if number else "r", encoding="utf-8", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(nowhere, "w" if number else "r", closefd=False), "utf-8"))
 
 
 def _text(raw: io.FileIO, encoding: str, *, by_line: bool) -> TextIO:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.model import random_folder
+from grpo_lab.config.model import ASSETS, random_folder
 from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import Host
@@ -197,7 +197,8 @@ def _launcher(config: Config, roles: Roles, rank: int, ports: Ports) -> list[str
     if roles.processes == 1 and config.distributed.kind == "ddp":
         return []
     if roles.trainer_gpus:
-        launch = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_machines={hosts}"]
+        launch = ["-m", "accelerate.commands.launch", f"--config_file={ASSETS / 'accelerate.yaml'}"]
+        launch += ["--multi_gpu", f"--num_machines={hosts}"]
         launch += [f"--num_processes={roles.processes}", f"--main_process_port={ports.rendezvous}"]
         meeting = [f"--machine_rank={rank}", f"--main_process_ip={first}", "--same_network"]
     else:

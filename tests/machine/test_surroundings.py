@@ -12,6 +12,7 @@ import pytest
 
 from grpo_lab.machine.processes import Child
 from tests.conftest import ROOT
+from tests.planner.test_plan import planned, with_gpus
 
 SHOW = """
 import json, os, sys
@@ -159,3 +160,35 @@ def test_closed_descriptors_are_nobodys(closed: str, tmp_path: Path) -> None:
     answer = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert ("grpo_lab.worker" in answer.stdout) == (">&-" not in closed.split())
+
+
+USERS = """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {zero_stage: 3}
+dynamo_config: {dynamo_backend: INDUCTOR}
+mixed_precision: fp16
+gpu_ids: "2,3"
+machine_rank: 1
+num_machines: 2
+num_processes: 16
+use_cpu: false
+debug: true
+"""
+READ = """
+import json, sys
+from accelerate.commands import launch
+args = launch._validate_launch_command(launch.launch_command_parser().parse_args(sys.argv[1:]))[0]
+names = ("gpu_ids", "mixed_precision", "dynamo_backend", "machine_rank", "num_machines", "num_processes", "debug")
+print(json.dumps([getattr(args, name) for name in names]))
+"""
+
+
+def test_the_users_accelerate_config_reaches_no_rank(tmp_path: Path) -> None:
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(USERS)
+    (trainer,) = planned(with_gpus(2), "model=qwen2.5-7b").trainer
+    argv = trainer.argv[trainer.argv.index("accelerate.commands.launch") + 1 :]
+    env = {**os.environ, "HF_HOME": str(tmp_path)}
+    answer = subprocess.run([sys.executable, "-c", READ, *argv], env=env, capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout.splitlines()[-1]) == ["all", "no", "no", 0, 1, 2, False]
