@@ -285,7 +285,7 @@ def test_what_cannot_work_is_refused(as_bench: None, overrides: list[str], messa
 
 def test_a_point_needs_its_layouts_gpus_and_no_more(as_bench: None) -> None:
     for overrides, gpus in ((["vllm.tp=2"], 2), (["vllm.tp=2", "vllm.dp=2"], 4)):
-        config = asked("model=qwen2.5-7b", "vllm=server", *overrides)
+        config = asked("model=qwen2.5-7b", "vllm=server", "dry_run=true", *overrides)
         need = need_of(config, dataclasses.replace(with_gpus(8), cores=16))
         assert need == Need(gpus=gpus, cores=2 * gpus)
 
