@@ -27,10 +27,12 @@ from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.predictor.check import advice
 from grpo_lab.predictor.check import check as check_fit
 from grpo_lab.predictor.choice import settled
+from grpo_lab.predictor.filling import Filled, filled
 from grpo_lab.store import completions, measures
 from grpo_lab.store import picture as curve
 from grpo_lab.store import train as results
 from grpo_lab.store.estimates import Estimate, estimate
+from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import PHASES
 from grpo_lab.store.records import Failure, Result
 
@@ -41,6 +43,8 @@ SAMPLE = 200
 
 class Train(RunJob[Plan]):
     kind = "train"
+    filled: Filled
+    """The config as it is planned; `self.config` is what was asked."""
 
     def choose(self, console: Console, *, on_paper: bool) -> None:
         say = functools.partial(terminal.note, console)
@@ -48,7 +52,8 @@ class Train(RunJob[Plan]):
         self.config = settled(self.config, self.machine, say=say, trial=trial)
 
     def make_plan(self, ports: Ports) -> Plan:
-        return make_plan(self.config, self.machine, folder=self.run.folder, ports=ports)
+        self.filled = filled(self.config, self.machine)
+        return make_plan(self.filled.config, self.machine, folder=self.run.folder, ports=ports)
 
     def default_name(self) -> str:
         config, vllm = self.config, self.config.vllm
@@ -57,11 +62,11 @@ class Train(RunJob[Plan]):
         return f"{config.model.name}-{data}-{layout}-{configuration.identity(config)}"
 
     def check(self) -> tuple[str, ...]:
-        warnings = check_fit(self.config, self.plan, self.machine)
+        warnings = check_fit(self.filled.config, self.plan, self.machine)
         check_targets(self.config)
         notes = super().check()
         publishing.check(self.config.publish)
-        return (*notes, *warnings)
+        return (*self.filled.notes, *notes, *warnings)
 
     def check_data(self, console: Console) -> None:
         row = check_data(self.config)
@@ -69,6 +74,9 @@ class Train(RunJob[Plan]):
         algorithm(self.config.algorithm.kind).check_prompts(self.config, in_plain_text=in_plain_text)
         for text in rehearsal.check(self.config, row, in_plain_text=in_plain_text):
             terminal.note(console, text)
+
+    def derived(self) -> Row:
+        return {**super().derived(), "chosen": dict(self.filled.chosen), "why": self.filled.why}
 
     def create(self) -> None:
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -98,7 +106,7 @@ class Train(RunJob[Plan]):
         return f"at step {checkpoint[1]}; " + ("resume=true goes on from there" if goes_on else "it cannot be resumed")
 
     def advice(self) -> str:
-        return advice(self.config, self.plan, read_machine(self.config.gpus))
+        return advice(self.filled.config, self.plan, read_machine(self.config.gpus))
 
     def result(self, failure: Failure | None) -> Result:
         try:

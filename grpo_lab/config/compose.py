@@ -50,6 +50,9 @@ _LATER: dict[str, Any] = {"simplified": True, "relative_tolerance": 0.0, "step_t
 """Parameters of rewards that are younger than runs that are to be found again, with the defaults that do not count."""
 _SPEED_ONLY = (("vllm", "fast_output"),)
 """Keys of groups that change how long a run takes and nothing else."""
+_OPENED: dict[tuple[str, str], tuple[Any, Any]] = {("distributed", "kind"): ("auto", "ddp")}
+"""Keys that are chosen for the machine where they are left open: the open value, and the default that counts for it, so
+that a run is the same on every machine."""
 _OPEN = ("grpo", "data", "rewards", "vllm.engine", "vllm.env", "peft.options", "bench.loads")
 
 
@@ -110,6 +113,9 @@ def identity(config: Config) -> str:
     for reward in filter(None, everything["rewards"].values()):
         for key in [key for key, default in _LATER.items() if reward.get(key, ...) == default]:
             del reward[key]
+    for (room, key), (opened, before) in _OPENED.items():
+        if everything[room].get(key, ...) == opened:
+            everything[room][key] = before
     keys = _BENCH_IDENTITY if config.kind == "bench" else everything.keys() - NOT_IDENTITY
     asked = {key: everything[key] for key in keys}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -91,8 +91,8 @@ class PeftConfig:
 class DistributedConfig:
     """Sharing of the model among the trainer's processes."""
 
-    kind: str = choice("ddp", "ddp", "fsdp2", "zero2", "zero3")
-    """`ddp` (each has all of it), `fsdp2`, `zero2` or `zero3`."""
+    kind: str = choice("ddp", "auto", "ddp", "fsdp2", "zero2", "zero3")
+    """`auto` (what is predicted to fit), `ddp` (each has all of it), `fsdp2`, `zero2` or `zero3`."""
     offload: bool = False
     """Keep the optimizer's state, and sharded weights (fsdp2, zero3), in the host's memory."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         RequestError: for what cannot work, naming the value and the way out.
     """
     check_request(config)
+    config = whole(config)
     check_upstream(config, machine)
     check_secrets(config)
     gpus = allowed_gpus(config, machine)
@@ -164,6 +165,13 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
             *(notes(layout, server, room=len(gpus), unused=machine.hosts[config.nodes :]) if config.nodes > 1 else ()),
         ),
     )
+
+
+def whole(config: Config) -> Config:
+    """The config with ddp where the sharding is open; the predictor chooses before that where it can."""
+    if config.distributed.kind != "auto":
+        return config
+    return replace(config, distributed=replace(config.distributed, kind="ddp"))
 
 
 def data_arguments(config: Config) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from grpo_lab.config.schema import Config
 from grpo_lab.machine.cards import Card, card_of, presets
 from grpo_lab.machine.clusters import Cluster
 from grpo_lab.planner.parts import Batch, Ports
-from grpo_lab.planner.train import make_plan
+from grpo_lab.planner.train import make_plan, whole
 from grpo_lab.predictor.calibration import Measurement
+from grpo_lab.predictor.filling import applied
 from grpo_lab.predictor.parts import PREDICTED, Layout
 from grpo_lab.predictor.workload import workload
 from grpo_lab.store import folder as store
@@ -67,7 +68,9 @@ def _of_result(run: Run, result: Result, env: Env) -> Iterator[Measurement]:
     if result.kind == "bench":
         yield from from_bench(run.folder, result, config, card) if finished else ()
         return
-    metrics, batch = result.metrics, records.build(Batch, store.read_json(run.plan)["batch"], run.plan)
+    plan = store.read_json(run.plan)
+    config = applied(config, plan.get("chosen") or {})
+    metrics, batch = result.metrics, records.build(Batch, plan["batch"], run.plan)
     seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PREDICTED}
     rate = (metrics["generated_tokens_per_s"] or {}).get("median")
     peaks = {role: gib for role, gib in (metrics.get("peak_memory_gib") or {}).items() if gib}
@@ -76,7 +79,7 @@ def _of_result(run: Run, result: Result, env: Env) -> Iterator[Measurement]:
         result.tp,
         result.dp,
         batch.processes,
-        config.distributed.kind,
+        whole(config).distributed.kind,
         batch.per_device,
         batch.accumulation,
         config.nodes,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.modes import Mode, mode
-from grpo_lab.planner.train import Plan
+from grpo_lab.planner.train import Plan, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Layout:
             plan.tp,
             plan.dp,
             batch.processes,
-            config.distributed.kind,
+            whole(config).distributed.kind,
             batch.per_device,
             batch.accumulation,
             plan.nodes,
