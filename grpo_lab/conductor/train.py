@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +33,6 @@ from grpo_lab.store import completions, measures
 from grpo_lab.store import picture as curve
 from grpo_lab.store import train as results
 from grpo_lab.store.estimates import Estimate, estimate
-from grpo_lab.store.folder import Row
 from grpo_lab.store.measures import PHASES
 from grpo_lab.store.records import Failure, Result
 
@@ -53,7 +53,8 @@ class Train(RunJob[Plan]):
 
     def make_plan(self, ports: Ports) -> Plan:
         self.filled = filled(self.config, self.machine)
-        return make_plan(self.filled.config, self.machine, folder=self.run.folder, ports=ports)
+        plan = make_plan(self.filled.config, self.machine, folder=self.run.folder, ports=ports)
+        return dataclasses.replace(plan, chosen=self.filled.chosen, why=self.filled.why)
 
     def default_name(self) -> str:
         config, vllm = self.config, self.config.vllm
@@ -74,9 +75,6 @@ class Train(RunJob[Plan]):
         algorithm(self.config.algorithm.kind).check_prompts(self.config, in_plain_text=in_plain_text)
         for text in rehearsal.check(self.config, row, in_plain_text=in_plain_text):
             terminal.note(console, text)
-
-    def derived(self) -> Row:
-        return {**super().derived(), "chosen": dict(self.filled.chosen), "why": self.filled.why}
 
     def create(self) -> None:
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ class Plan:
     """FLOP/s of all GPUs of the run together, dense bf16; None where unknown."""
     notes: tuple[str, ...] = ()
     """Notes for the user, shown before the run starts."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """Key -> value, of what the config left open and the predictor chose."""
+    why: str = ""
+    """Reason of the choice."""
 
     @property
     def generation(self) -> Mode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import Plan, make_plan
 from grpo_lab.predictor.check import check
 from grpo_lab.predictor.filling import Filled, filled
+from grpo_lab.store import folder as store
+from grpo_lab.store import records
 from tests.planner.test_plan import ON_CPU, PORTS, asked
 
 FLAGSHIP = ("vllm=server", "vllm.tp=2", "vllm.dp=2", "trainer_gpus=4", "model=qwen2.5-7b", "data=gsm8k")
@@ -47,3 +50,10 @@ def test_ddp_stays_where_it_fits_and_what_is_asked_always() -> None:
 def test_a_run_is_the_same_run_whatever_was_chosen_for_it() -> None:
     assert identity(asked(*FLAGSHIP)) == identity(asked(*FLAGSHIP, "distributed=ddp"))
     assert identity(asked(*FLAGSHIP)) != identity(asked(*FLAGSHIP, "distributed=zero3"))
+
+
+def test_a_worker_reads_a_plan_with_its_choices(tmp_path: Path) -> None:
+    whole, plan = planned("h100-8", *FLAGSHIP)
+    file = tmp_path / "plan.json"
+    store.save_plan(file, replace(plan, chosen=whole.chosen, why=whole.why), devices=8, generating_devices=4)
+    assert records.must_read(file, Plan).chosen == {"distributed": "fsdp2"}
