@@ -25,9 +25,17 @@ from grpo_lab.store import stats
 from grpo_lab.store.folder import Run
 from grpo_lab.store.measures import PHASES
 
-PASSES = ["grpo.per_device_train_batch_size=64", "grpo.gradient_checkpointing=false"]
-TEXTS = ["vllm.fast_output=false"]
-LEVERS = {"off": TEXTS, "fast_output": [], "passes": [*TEXTS, *PASSES], "all": PASSES}
+LARGE = ["grpo.per_device_train_batch_size=64", "grpo.gradient_checkpointing=false"]
+TEXTS, ROWS = ["vllm.fast_output=false"], ["passes=rows"]
+LEVERS = {
+    "off": [*TEXTS, *ROWS],
+    "fast_output": ROWS,
+    "tokens": TEXTS,
+    "large": [*TEXTS, *ROWS, *LARGE],
+    "large+tokens": [*TEXTS, *LARGE],
+    "all-tokens": [*ROWS, *LARGE],
+    "all": LARGE,
+}
 """Side -> overrides."""
 SIDES = ("plain", *LEVERS)
 
@@ -40,6 +48,7 @@ def measured(run: Run) -> dict[str, Any]:
         "generated_tokens_per_s": metrics["generated_tokens_per_s"]["median"],
         "tokens_per_s_per_gpu": metrics["tokens_per_s_per_gpu"]["median"],
         "mfu": (metrics["mfu"] or {}).get("median"),
+        "padding_share": (metrics["padding_share"] or {}).get("median"),
         "logp_difference": (metrics["logp_difference"] or {}).get("median"),
         "peak_memory_gib": metrics["peak_memory_gib"]["trainer"],
         "startup_s": metrics["startup_s"]["trainer"],

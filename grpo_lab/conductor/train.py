@@ -90,7 +90,7 @@ class Train(RunJob[Plan]):
             ("rewards", rewards),
             *([("algorithm", trainer)] if trainer else []),
             *roles(self.plan, self.machine),
-            ("batch", str(self.plan.batch)),
+            ("batch", f"{self.plan.batch}{', sorted by length' if self.plan.sorted_passes else ''}"),
             ("training", training(config.grpo)),
         ]
 

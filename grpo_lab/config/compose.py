@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "plan",
     "publish",
     "rehearse",
+    "passes",
     "stop_on_nan",  # it decides how far a run comes, not what its steps compute
 )
 """Keys that change no result."""

@@ -240,6 +240,9 @@ class Config:
     """true: go on from the last checkpoint. false: start over, the old folder is set aside. Default: refuse and ask."""
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    passes: str = choice("auto", "auto", "tokens", "rows")
+    """Passes of a step through the model: `tokens` (completions sorted by length, each pass as wide as its longest),
+    `rows` (TRL's: shuffled, all as wide as the longest), or `auto`: tokens on GPUs if no gradient depends on it."""
     objective: str = "accuracy_after"
     """Measurement of result.json that a run returns to a sweeper, such as `tokens_per_s_per_gpu`."""
     stop_on_nan: bool = True

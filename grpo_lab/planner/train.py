@@ -37,6 +37,7 @@ from grpo_lab.planner.layout import allowed_gpus, batch_of, hosts_of, roles
 from grpo_lab.planner.modes import Mode, mode
 from grpo_lab.planner.notes import notes
 from grpo_lab.planner.parts import Batch, Command, Ports
+from grpo_lab.planner.passes import by_tokens
 from grpo_lab.server.command import ServerPlan
 
 __all__ = ["RUN_VARIABLE", "Batch", "Command", "Plan", "Ports", "data_arguments", "make_plan", "shell"]
@@ -75,6 +76,8 @@ class Plan:
     """FLOP/s of all GPUs of the run together, dense bf16; None where unknown."""
     notes: tuple[str, ...] = ()
     """Notes for the user, shown before the run starts."""
+    sorted_passes: bool = False
+    """Whether the passes of a step hold completions of like lengths, each cut to its longest (`passes`)."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Key -> value, of what the config left open and the predictor chose."""
     why: str = ""
@@ -160,6 +163,7 @@ def make_plan(config: Config, machine: Machine, *, folder: Path, ports: Ports) -
         engine=engine_options(config, on_gpu=bool(gpus)),
         weight_transfer=weight_transfer(config, on_gpu=bool(gpus)),
         prepare=prepare_of(config, model_path, folder),
+        sorted_passes=by_tokens(config, shape, on_gpu=bool(gpus)),
         peak_flops=math.fsum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         notes=(
             *machine.notes,

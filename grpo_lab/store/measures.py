@@ -113,6 +113,9 @@ _TRAIN = (
     Measure("logp_difference", "log-probability difference", "nats", None, "mean absolute difference between vLLM's and"
             " the trainer's log-probability of a token", column="sampling/sampling_logp_difference/mean", warmup=True,
             shown=False),
+    Measure("padding_share", "padding", "", "lower", "share of padding among the token positions that the trainer"
+            " computes, 0 to 1, on rank 0; null where it is not counted (`online_dpo`, `async_grpo`)",
+            shown=False),
     *(Measure(f"{phase}_s", phase, "s", None, f"of a step, seen by rank 0: {meaning}", f"time_s.{phase}", shown=False)
       for phase, meaning in PHASES.items()),
     Measure("peak_memory_gib_trainer", "peak memory, trainer", "GiB", None, "most that rank 0 reserved on its GPU, or"

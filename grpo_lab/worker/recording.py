@@ -13,6 +13,7 @@ from grpo_lab.planner.parts import Batch
 from grpo_lab.store.folder import Row, Run
 from grpo_lab.store.tracker import Tracker
 from grpo_lab.worker.clock import Clock
+from grpo_lab.worker.patches.passes import Padding
 from grpo_lab.worker.soundness import Soundness
 from grpo_lab.worker.trainers import Handling
 
@@ -37,10 +38,11 @@ class Recorder(TrainerCallback):
         generating: int,
         tracker: Tracker,
         soundness: Soundness,
+        padding: Padding,
         how: Handling,
     ) -> None:
         self.run, self.clock, self.batch, self.tracker, self.soundness = run, clock, batch, tracker, soundness
-        self.devices, self.generating, self.how = devices, generating, how
+        self.devices, self.generating, self.how, self.padding = devices, generating, how, padding
         self._lap: dict[str, float] = {}
         self.beside: Row = {}
         """Of the step at hand, measured by others before it is logged."""
@@ -68,6 +70,8 @@ class Recorder(TrainerCallback):
         row["pause_s"] = self.clock.paused_s
         if self.how.reward_column in logs:
             row["reward"] = logs[self.how.reward_column]
+        if (padding := self.padding.lap()) is not None:
+            row["padding_share"] = padding
         row["peak_memory_gib/trainer"] = peak_memory_gib()
         if torch.cuda.is_initialized():  # without the blocks that torch keeps for later: what reserving more rests on
             row["peak_memory_gib/trainer_allocated"] = torch.cuda.max_memory_allocated() / 2**30

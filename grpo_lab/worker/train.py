@@ -31,7 +31,7 @@ from grpo_lab.worker import saving, trainers
 from grpo_lab.worker.clock import Clock, attach
 from grpo_lab.worker.data import BadData, check_lengths, load_data
 from grpo_lab.worker.held_out import InBetween, evaluate
-from grpo_lab.worker.patches import trl, vllm
+from grpo_lab.worker.patches import passes, trl, vllm
 from grpo_lab.worker.recording import (
     Recorder,
     StaleWeights,
@@ -111,6 +111,7 @@ def _train(run: Run, started: float) -> None:
     config, plan = configuration.load(run.config), records.must_read(run.plan, Plan)
     training, held_out = load_data(config, plan.model_path, run)
     trainer = build_trainer(config, plan, training)
+    padding = passes.attach(trainer, plan.sorted_passes)
     log = _open_tracker(config, run, trainer)
     clock = Clock(functools.partial(_tell, run) if trainer.is_world_process_zero() else lambda phase: None)
     attach(clock, trainer)
@@ -119,7 +120,8 @@ def _train(run: Run, started: float) -> None:
     trl.train_only_what_is_left(trainer)
     devices = {"devices": plan.devices, "generating": plan.generating_devices}
     how = trainers.handling(trainer)
-    recorder = Recorder(run, clock, plan.batch, **devices, tracker=log, soundness=soundness, how=how)
+    seen = {"soundness": soundness, "padding": padding}
+    recorder = Recorder(run, clock, plan.batch, **devices, **seen, tracker=log, how=how)
     trainer.add_callback(recorder)
     if plan.generation.engines and config.vllm.check_sync_every:
         trainer.add_callback(SyncCheck(config.vllm.check_sync_every, config.vllm.max_logp_difference))

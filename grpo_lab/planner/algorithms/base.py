@@ -7,6 +7,7 @@ from typing import Any
 
 from grpo_lab.config import upstream
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.model import Shape
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 
@@ -60,6 +61,10 @@ class Algorithm:
 
     def check_prompts(self, config: Config, *, in_plain_text: bool) -> None:
         """Raises RequestError for prompts that the trainer does not take."""
+
+    def grouped(self, config: Config, shape: Shape | None) -> str | None:
+        """Key and reason why gradients depend on which completions share a pass, or may; None where they do not."""
+        return f"algorithm={self.kind}: passes by length were tried with GRPOTrainer's losses only"
 
     def notes(self, config: Config) -> Iterator[str]:
         """What a run of this algorithm will not have, or TRL warns of."""

@@ -69,6 +69,17 @@ TOUCHED = (
         "tests/worker/test_eval_every.py::test_the_time_of_an_evaluation_is_no_part_of_the_next_step",
     ),
     Touched(
+        "grpo_lab/worker/patches/passes.py",
+        _TRL,
+        _of(
+            "trl.GRPOTrainer",
+            *("_prepare_inputs", "_buffered_inputs", "_step", "_compute_loss", "_metrics"),
+            *("_get_per_token_logps_and_entropies", "aux_loss_enabled"),
+        ),
+        "Every completion is padded to the longest of its generation batch, and passes mix lengths (trl issue 7179).",
+        "tests/worker/test_passes.py::test_gradients_are_those_of_trl",
+    ),
+    Touched(
         _TRL_PLACE,
         _TRL,
         (
