@@ -68,9 +68,9 @@ def _of_result(run: Run, result: Result, env: Env) -> Iterator[Measurement]:
     if result.kind == "bench":
         yield from from_bench(run.folder, result, config, card) if finished else ()
         return
-    plan = store.read_json(run.plan)
-    config = applied(config, plan.get("chosen") or {})
-    metrics, batch = result.metrics, records.build(Batch, plan["batch"], run.plan)
+    written = store.read_json(run.plan)
+    config = applied(config, written.get("chosen") or {})
+    metrics, batch = result.metrics, records.build(Batch, written["batch"], run.plan)
     seconds = {phase: (metrics["time_s"][phase] or {}).get("median", 0.0) for phase in PREDICTED}
     rate = (metrics["generated_tokens_per_s"] or {}).get("median")
     peaks = {role: gib for role, gib in (metrics.get("peak_memory_gib") or {}).items() if gib}

@@ -54,6 +54,10 @@ def shown(ended: subprocess.CompletedProcess[str]) -> str:
     return ended.stdout
 
 
+YOUNGER = {"chosen": {}, "why": "", "sorted_passes": False}
+"""Fields of a training run's plan that these files do not have."""
+
+
 def plan_kind(file: Path) -> type[Plan | BenchPlan | EvaluationPlan]:
     if "evaluations" in file.parts:
         return EvaluationPlan
@@ -66,7 +70,8 @@ def test_every_plan_is_read_and_written_without_a_change() -> None:
     for file in plans:
         plan, written = records.must_read(file, plan_kind(file)), files.read_json(file)
         devices = {key: written.pop(key) for key in ("devices", "generating_devices") if key in written}
-        assert records.content_of(plan) == written
+        younger = YOUNGER if isinstance(plan, Plan) else {}
+        assert records.content_of(plan) == {**younger, **written}
         assert {key: getattr(plan, key) for key in devices} == devices
 
 
