@@ -113,10 +113,12 @@ class TrackerConfig:
     """`wandb`, `trackio` or `none`."""
     mode: str = choice("offline", "offline", "online", "disabled")
     """`offline` (into the run's folder), `online` or `disabled`."""
-    project: str = "grpo-lab"
-    """Project under which the tracker lists the run."""
+    project: str | None = "grpo-lab"
+    """Project under which the tracker lists the run. Null: one of the run's own name."""
     entity: str | None = None
     """Team or user. Default: the account's own."""
+    space_id: str | None = None
+    """Space of the Hub that shows a trackio run (`owner/name`, made if it does not exist). Needs `mode: online`."""
 
 
 @dataclass

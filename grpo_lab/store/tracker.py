@@ -32,8 +32,9 @@ class TrackerSettings(Protocol):
 
     kind: str
     mode: str
-    project: str
+    project: str | None
     entity: str | None
+    space_id: str | None
 
 
 class Tracker(Protocol):
@@ -56,15 +57,17 @@ def check(settings: TrackerSettings) -> None:
         return
     if importlib.util.find_spec(settings.kind) is None:
         raise RequestError(f"tracker={settings.kind}: not installed; pip install {settings.kind}, or use tracker=none")
+    if settings.space_id and (settings.kind, settings.mode) != ("trackio", "online"):
+        raise RequestError(f"tracker.space_id={settings.space_id}: a Space needs tracker=trackio tracker.mode=online")
     if settings.mode == "offline":
         return
     if settings.kind == "wandb" and not (wandb_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")):
         raise RequestError(
             "tracker.mode=online: no W&B key; set WANDB_API_KEY, run `wandb login`, or tracker.mode=offline"
         )
-    if settings.kind == "trackio" and not any(map(os.environ.get, _TRACKIO_REMOTES)):
+    if settings.kind == "trackio" and not (settings.space_id or any(map(os.environ.get, _TRACKIO_REMOTES))):
         raise RequestError(
-            "tracker.mode=online: trackio has nowhere to send; set TRACKIO_SPACE_ID or TRACKIO_SERVER_URL, "
+            "tracker.mode=online: trackio has nowhere to send; set tracker.space_id=owner/name or TRACKIO_SERVER_URL, "
             "or use tracker.mode=offline"
         )
 
@@ -153,7 +156,7 @@ class _Wandb:
         online = settings.mode == "online"
         self._files = folder / "wandb"
         self._run = wandb.init(
-            project=settings.project,
+            project=settings.project or name,
             entity=settings.entity,
             dir=str(folder),
             id=run_id,
@@ -226,8 +229,9 @@ class _Trackio:
             import trackio
 
             self._run = trackio.init(
-                project=settings.project,
+                project=settings.project or name,
                 name=f"{name} ({run_id})",
+                space_id=settings.space_id,
                 group=group,
                 config=config | {"tags": list(tags), "run_id": run_id},
                 resume="allow",
@@ -236,7 +240,7 @@ class _Trackio:
                 auto_log_cpu=False,
             )
         self._end: Callable[[], object] = trackio.finish  # also keeps it from finishing again at exit
-        self._project = settings.project
+        self._project, self._space = settings.project or name, settings.space_id
         self._step = 0
 
     def log(self, row: Row, step: int) -> None:
@@ -257,6 +261,8 @@ class _Trackio:
             self._end()
 
     def how_to_look(self) -> str:
+        if self._space:
+            return f"trackio: https://huggingface.co/spaces/{self._space}"
         where = os.environ.get("TRACKIO_DIR")
         prefix = f"TRACKIO_DIR={shlex.quote(where)} " if where else ""
         return f"trackio: {prefix}trackio show --project {shlex.quote(self._project)}"

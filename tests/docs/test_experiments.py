@@ -176,7 +176,7 @@ def test_examples(experiment: str, machine: int, expected: dict[str, Any]) -> No
     plan = planned(with_gpus(machine), f"experiment={experiment}")
     assert {key: getattr(plan, key) for key in expected} == expected
     if experiment == "numina_colab":
-        assert (plan.batch.completions, plan.batch.generations, plan.trl["max_completion_length"]) == (128, 4, 64)
+        assert (plan.batch.completions, plan.batch.generations, plan.trl["max_completion_length"]) == (128, 8, 512)
         assert plan.trl["reward_weights"] == [1.0, 1.0]
 
 

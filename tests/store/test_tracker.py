@@ -205,10 +205,14 @@ def test_online_with_a_key_passes(where: str, no_key: Path, monkeypatch: pytest.
 
 def test_trackio_online_needs_a_destination(no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trackio", reason="an optional tracker")
-    with pytest.raises(RequestError, match="TRACKIO_SPACE_ID"):
+    with pytest.raises(RequestError, match=r"tracker\.space_id=owner/name"):
         check(TrackerConfig(kind="trackio", mode="online"))
     monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
     check(TrackerConfig(kind="trackio", mode="online"))
+    monkeypatch.delenv("TRACKIO_SPACE_ID")
+    check(TrackerConfig(kind="trackio", mode="online", space_id="me/rows"))
+    with pytest.raises(RequestError, match=r"tracker\.space_id=me/rows: a Space needs tracker=trackio"):
+        check(TrackerConfig(kind="trackio", mode="offline", space_id="me/rows"))
 
 
 @pytest.mark.parametrize(
