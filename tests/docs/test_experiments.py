@@ -58,7 +58,8 @@ class Cluster(LocalBackend):
 def points(
     loader: ConfigLoader, machine: Machine, *arguments: str, kind: type[LocalBackend] = LocalBackend
 ) -> list[Point]:
-    """What `--multirun <arguments>` expands to on such a machine."""
+    """What `--multirun <arguments>` expands to on such a machine, on paper: the hub is not asked for its models."""
+    arguments += ("dry_run=true",)
     master = loader.load_configuration("config", list(arguments), run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     sweeper: Any = Plugins.instance().instantiate_sweeper(
