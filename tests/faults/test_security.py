@@ -195,6 +195,7 @@ def test_nothing_is_unpickled_evaluated_or_loaded_as_code_but_where_it_is_known_
     allowed = {
         ("sweep/job.py", "loads"),  # the launcher's own file, seen to be this user's and closed to others
         ("rewards/verifier.py", "load"),  # what the process that started it writes to its standard input
+        ("conductor/rehearsal.py", "loads"),  # likewise: the conductor's own call, on standard input
         ("rewards/cell.py", "exec"),  # the policy's program, confined
         ("reporter/folder.py", "load"),  # PyYAML's safe loader
     }
