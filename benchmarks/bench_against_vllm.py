@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_dir
 
 from grpo_lab.conductor.bench import DEFAULTS
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.machine.gpus import describe, read_machine
 from grpo_lab.machine.ports import lease
 from grpo_lab.planner.bench import BenchPlan, make_plan

@@ -29,8 +29,8 @@ from grpo_lab.conductor.job import conduct
 from grpo_lab.conductor.run import read_site
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RunFailed
+from grpo_lab.config.places import CONF
 
 BESIDE_OTHERS = ("vllm=server", "vllm.gpu_memory_utilization=0.02", "fit=off", "tracker=none")
 """vLLM asks for that share of a card to be free when it starts, and takes what kv_cache_memory_bytes says."""

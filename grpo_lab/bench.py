@@ -15,7 +15,7 @@ from grpo_lab.conductor.bench import DEFAULTS, Bench
 from grpo_lab.conductor.run import point
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import run_app
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

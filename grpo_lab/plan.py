@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import exit_codes, run_app
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.jobs import FORMATS
+from grpo_lab.config.places import CONF
 from grpo_lab.predictor import answers
 
 configuration.register()

@@ -11,7 +11,7 @@ from grpo_lab.conductor.run import point
 from grpo_lab.conductor.train import Train
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.cli import run_app
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 
 configuration.register()
 

@@ -17,7 +17,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.machine.warden import SHARED_MEMORY, held_segments, parents
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from grpo_lab.config import model as policy
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import ModelConfig
 from grpo_lab.store import measures
 from grpo_lab.store.markdown import table

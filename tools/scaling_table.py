@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra import compose, initialize_config_dir
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.machine.cards import presets
 from grpo_lab.machine.clusters import Cluster
 from grpo_lab.predictor import calibration

@@ -26,7 +26,7 @@ from grpo_lab.store.records import Failure
 PLAIN_EVERY_S = 10.0
 """Without a terminal: at most one line in so many seconds."""
 NARROWEST, USUAL = 10, 80
-"""Columns of a terminal."""
+"""Columns below which a terminal's width is not believed, and the width that is taken instead."""
 RECENT = 20
 """Steps that the time left is reckoned from."""
 SAMPLES_KEY = "s"

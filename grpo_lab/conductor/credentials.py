@@ -14,9 +14,9 @@ from grpo_lab.config.schema import Config
 from grpo_lab.store import tracker
 
 PATIENCE_S = 8.0
-"""For an answer, name look-up included."""
+"""Time limit of an answer, name look-up included."""
 KEY_CHARS = 40
-"""wandb takes no shorter key (sdk/lib/wbauth/validation.py)."""
+"""Length below which wandb takes no key (sdk/lib/wbauth/validation.py)."""
 
 
 def check(config: Config, folder: Path) -> tuple[str, ...]:

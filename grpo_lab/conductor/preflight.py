@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError, nearest
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.layout import prompts_of
 from grpo_lab.planner.train import data_arguments

@@ -1,4 +1,8 @@
-"""The first prompt as the policy will see it, shown by a dry run without transformers."""
+"""The first prompt as the policy will see it, shown by a dry run.
+
+A chat template is rendered here as transformers renders it: its import takes a second, which no command of ours takes
+before a run.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from grpo_lab.config.errors import BadReward
 from grpo_lab.config.schema import Config
 
 PATIENCE_S = 60.0
-"""For all rewards of a run."""
+"""Time limit of all rewards of a run together."""
 MARK = "grpo-lab:"
 OURS = ("_target_", "weight")
 COMPLETION = "<think>\nTwo and two make four.\n</think>\n<answer>\n4\n</answer>"
@@ -34,7 +34,7 @@ WITH_A_MODEL = ("path", "url")
 class Call:
     rewards: Mapping[str, Mapping[str, Any]]
     row: Mapping[str, Any]
-    """Of the training data."""
+    """First row of the training data."""
     in_plain_text: bool
     """Whether completions are texts, not chat messages."""
     times: int

@@ -14,8 +14,8 @@ from hydra.core.config_store import ConfigStore
 from grpo_lab.config import compose as configuration
 from grpo_lab.config import model as checkpoint
 from grpo_lab.config.cli import quoted
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.places import CONF
 from grpo_lab.config.redaction import REDACTED
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.evaluate import AUTO, Policy

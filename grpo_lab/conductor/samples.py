@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from grpo_lab.store import completions
-from grpo_lab.store.completions import Change, Sample
+from grpo_lab.store.completions import Change, Sample, evenly, shortened
 from grpo_lab.store.folder import Run
 
 SHORT = 600
@@ -57,11 +57,7 @@ def harmless(text: str) -> str:
 
 
 def cut(text: str, longest: int | None) -> str:
-    """The two ends of a text that is too long, and how long it is."""
-    if longest is None or len(text) <= longest:
-        return text
-    half = longest // 2
-    return f"{text[:half]}\n... {len(text):,} characters, --full shows all ...\n{text[-half:]}"
+    return shortened(text, longest, "; --full shows all")
 
 
 def show(console: Console, sample: Sample, scale: Scale, longest: int | None = SHORT) -> None:
@@ -106,9 +102,7 @@ def show_change(console: Console, change: Change, longest: int | None = SHORT) -
 def spread(several: Sequence[Sample], count: int) -> list[Sample]:
     """Samples from the lowest reward to the highest, both of them among `count`."""
     ranked = sorted(several, key=lambda sample: (sample.reward is not None, sample.reward or 0.0))
-    if count >= len(ranked):
-        return ranked
-    return [ranked[round(place * (len(ranked) - 1) / max(1, count - 1))] for place in range(count)]
+    return list(evenly(ranked, count))
 
 
 def latest(run: Run, seen: int = 0) -> list[Sample]:

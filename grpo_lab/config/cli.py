@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from grpo_lab.config import output, shelf
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import BadModel, PointFailed, RequestError, RunFailed, nearest
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 
 

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from grpo_lab.config import compose, upstream
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 
 OVERRIDDEN = ("train", "bench", "plan", "evaluate")
 """Commands that take Hydra's overrides."""

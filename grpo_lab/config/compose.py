@@ -18,9 +18,6 @@ from grpo_lab.config.resolvers import pick, quotient
 from grpo_lab.config.schema import Config
 from grpo_lab.config.suited import settle_numbers, settle_prompt
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "config.yaml").is_file())
-"""Folder of the shipped YAML files: inside the package in a wheel, beside it in a clone."""
 NOT_IDENTITY = (
     "runs_dir",
     "name",

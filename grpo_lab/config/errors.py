@@ -10,7 +10,7 @@ class RequestError(ValueError):
     """The request cannot be met (exit code 2). The message names the value and the way out."""
 
     failure_class = "infeasible"
-    """Of a point of a sweep that is refused."""
+    """Class of the failure in the result of a sweep's point that is refused so."""
 
 
 class BadModel(RequestError):

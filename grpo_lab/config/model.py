@@ -13,9 +13,9 @@ from typing import Any
 
 from grpo_lab.config import shelf
 from grpo_lab.config.errors import BadModel, RequestError, nearest
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import ModelConfig
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 RANDOM = 2
 """Counted up when grpo_lab.worker.random_weights makes another checkpoint of the same architecture."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -104,7 +104,7 @@ def parameters(model: ModelConfig) -> int | None:
 
 
 def size(model: ModelConfig) -> int | None:
-    """As :func:`parameters`, and where the files do not say, what the shape comes to."""
+    """Number of parameters as :func:`parameters` gives it, or what the shape comes to where the files do not say."""
     counted, known = parameters(model), shape(model)
     if counted is not None or known is None:
         return counted

@@ -12,10 +12,9 @@ from typing import Any
 import yaml
 
 from grpo_lab.config.errors import BadModel
+from grpo_lab.config.places import CONF
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-SHELF = next(place for place in (_PACKAGE / "conf/model", _PACKAGE.parent / "conf/model") if place.is_dir())
-"""Folder of the entries: inside the package in a wheel, beside it in a clone."""
+SHELF = CONF / "model"
 LOCAL = (".", "/", "~")
 """How a path begins that can be no hub id."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,7 +51,7 @@ def missing(path: str) -> BadModel:
 
 
 def unknown(name: str) -> str:
-    """For a name that is neither."""
+    """Message for a name that is neither an entry nor a folder."""
     return f"model={name}: no entry of the shelf (docs/models.md) and no folder here; {like(name)}"
 
 

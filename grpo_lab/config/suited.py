@@ -10,14 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.model import ASSETS, shape, size
+from grpo_lab.config.model import shape, size
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import Config, ModelConfig
 
 AUTO = "auto"
 TOY = 20_000_000
 """Parameters below which a policy follows no instruction: it is asked as it was trained to be asked."""
 ADAPTER = 10
-"""How much faster than all weights an adapter learns (Schulman et al., LoRA Without Regret, 2025)."""
+"""Ratio of the learning rate of an adapter to that of all weights (Schulman et al., LoRA Without Regret, 2025)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _told(text: str, marks: tuple[Marks, ...]) -> bool:
 
 
 def _text(asked: Any) -> str:
-    """As grpo_lab.data.prompts reads it; a file that is not there is refused when data are read."""
+    """Text of a system prompt, as grpo_lab.data.prompts reads it; empty for a missing file, which the data refuse."""
     if not isinstance(asked, str) or any(letter.isspace() for letter in asked):
         return str(asked or "")
     shipped = ASSETS / "prompts" / f"{asked}.txt"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.model import ASSETS, random_folder
+from grpo_lab.config.model import random_folder
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import Config, DistributedConfig
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.nodes import Host

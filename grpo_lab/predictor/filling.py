@@ -25,7 +25,7 @@ SHARDINGS = (
     DistributedConfig("fsdp2", offload=True),
     DistributedConfig("zero3", offload=True),
 )
-"""In the order in which they are tried: each costs more time than those before it."""
+"""In the order in which they are tried: all of the model in each process, then shares of it, then the host's memory."""
 
 
 @dataclass(frozen=True)

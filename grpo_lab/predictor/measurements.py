@@ -14,8 +14,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.cards import Card, card_of, presets
 from grpo_lab.machine.clusters import Cluster

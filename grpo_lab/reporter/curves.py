@@ -18,7 +18,7 @@ from grpo_lab.store.folder import Run
 
 REWARD, ACCURACY, HELD_OUT, PROBLEMS = "reward", "rewards/accuracy/mean", "eval/accuracy", "eval/n"
 POINTS = 200
-"""Of a curve, at most: more than a picture of a few hundred pixels can show."""
+"""Most points of a curve: more than a picture of a few hundred pixels can show."""
 WINDOW = 20
 """Part of a run's steps, one over it, that a smoothed point is the mean of."""
 
@@ -29,7 +29,7 @@ class Shown:
 
     title: str
     label: str
-    """Of the y axis."""
+    """Label of the y axis."""
     meaning: str = ""
 
 

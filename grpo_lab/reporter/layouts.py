@@ -47,7 +47,7 @@ def _layout(entry: Configuration) -> tuple[int, int]:
 
 
 def _cells(several: Sequence[Configuration]) -> Cells:
-    """Of the loads and models that have two layouts, and differ in nothing else."""
+    """Groups of the loads and models that have two layouts, and differ in nothing else."""
     cells: dict[tuple[str, str], list[Configuration]] = {}
     for entry in several:
         cells.setdefault((entry.task, str(entry.asked.get("model"))), []).append(entry)
@@ -86,7 +86,7 @@ def _picture(mode: str, gpus: int, cells: Cells, measure: Measure) -> Picture:
 
 @dataclass(frozen=True)
 class _Look:
-    """Of the line of one model among others."""
+    """Look of one model's line among others."""
 
     model: str
     place: int

@@ -6,16 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from grpo_lab.reporter.folder import LeftOut, name
 from grpo_lab.store import completions
-from grpo_lab.store.completions import DamagedCompletions, Sample
+from grpo_lab.store.completions import DamagedCompletions, Sample, evenly, shortened
 from grpo_lab.store.folder import Row, Run
 
 ROWS, RUNS = 2_000, 40
 """Completions in a page, and runs that they are of."""
-T = TypeVar("T")
 PROMPT, COMPLETION = 1_000, 2_000
 """Characters of each text, at most."""
 
@@ -28,13 +27,13 @@ class Rollouts:
     """`prompts`, and of each run its `name`, `rewards` (names), and `rows` as :func:`_row` makes them."""
 
     def json(self) -> str:
-        """For a `<script type="application/json">`: no text in it can end the element."""
+        """Text for a `<script type="application/json">`: no text in it can end the element."""
         text = json.dumps(self.content, separators=(",", ":"), allow_nan=False)
         return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def read(rows: Sequence[Row], folders: Sequence[Path]) -> tuple[Rollouts | None, list[LeftOut]]:
-    """Of the runs of a report that recorded any; and those whose completions are damaged."""
+    """Rollouts of the runs that recorded any, and the runs whose completions are damaged."""
     damaged, counted = [], []
     for run in [Run(Path(row["run"])) for row in rows]:
         try:
@@ -57,27 +56,15 @@ def read(rows: Sequence[Row], folders: Sequence[Path]) -> tuple[Rollouts | None,
 
 
 def _of_run(run: Run, counts: Mapping[int, int], room: int, prompts: dict[str, int]) -> dict[str, Any]:
-    steps = _spread(sorted(counts), max(1, room * len(counts) // sum(counts.values())))
-    several = _spread(list(completions.samples(run, steps=frozenset(steps))), room)
+    steps = evenly(sorted(counts), max(1, room * len(counts) // sum(counts.values())))
+    several = evenly(list(completions.samples(run, steps=frozenset(steps))), room)
     names = list(dict.fromkeys(reward for sample in several for reward in sample.rewards))
     return {"rewards": names, "rows": [_row(sample, names, prompts) for sample in several]}
 
 
 def _row(sample: Sample, names: Sequence[str], prompts: dict[str, int]) -> list[Any]:
     """Step, number of the prompt, completion, rewards, their weighted sum, advantage, tokens, cut off, characters."""
-    prompt = prompts.setdefault(_cut(sample.prompt, PROMPT), len(prompts))
+    prompt = prompts.setdefault(shortened(sample.prompt, PROMPT), len(prompts))
     rewards = [sample.rewards.get(name) for name in names]
     numbers = [sample.reward, sample.advantage, sample.tokens, sample.cut_off, len(sample.text)]
-    return [sample.step, prompt, _cut(sample.text, COMPLETION), rewards, *numbers]
-
-
-def _cut(text: str, longest: int) -> str:
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]}\n[... of {len(text):,} characters ...]\n{text[-half:]}"
-
-
-def _spread(several: Sequence[T], count: int) -> Sequence[T]:
-    """So many, evenly, the first and the last among them."""
-    if count >= len(several):
-        return several
-    return [several[round(place * (len(several) - 1) / max(1, count - 1))] for place in range(count)]
+    return [sample.step, prompt, shortened(sample.text, COMPLETION), rewards, *numbers]

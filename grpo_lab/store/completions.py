@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_lab.config.errors import RequestError
 from grpo_lab.store.files import Row, write_parquet
@@ -18,6 +18,7 @@ TOKENS = "completion_tokens"
 """Column that the worker adds to TRL's: length of the completion, its end token included."""
 BATCH = 64
 """Rows that are in memory at a time: a prompt may have a megabyte."""
+T = TypeVar("T")
 _NO_REWARDS = ("step", "prompt", "completion", "advantage", TOKENS)
 
 
@@ -57,7 +58,7 @@ class Sample:
     problem: int = 0
     """Number of its prompt, from 1 in the order in which the run first asked them; 0 where nobody counted."""
     rewards: Mapping[str, float | None] = field(default_factory=dict)
-    """As the functions gave them, before weights."""
+    """Name -> value that the function gave, before its weight."""
     reward: float | None = None
     """Their weighted sum."""
     advantage: float | None = None
@@ -150,7 +151,7 @@ def _sample(row: Row, prompt: str, problem: int, asked: Asked) -> Sample:
 
 
 def _weighted(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
-    """As TRL adds them up: what says nothing counts nothing. None where none says anything."""
+    """Weighted sum as TRL adds it up: a reward of None counts nothing. None where all are."""
     known = {name: weight for name, weight in weights.items() if name in rewards} or dict.fromkeys(rewards, 1.0)
     parts = [weight * value for name, weight in known.items() if (value := rewards[name]) is not None]
     return math.fsum(parts) if parts else None
@@ -162,16 +163,12 @@ def _number(value: Any) -> float | None:
 
 def of_steps(run: Run, first: int, last: int) -> list[Sample]:
     """What was sampled from one step to another, both included; nothing where that is not recorded or damaged."""
-    from pyarrow import ArrowException, parquet
-
     if not run.completions.is_file():
         return []
-    columns = {"columns": ["prompt", "completion"], "filters": [("step", ">=", first), ("step", "<=", last)]}
     try:
-        rows = parquet.read_table(run.completions, **columns).to_pylist()
-    except ArrowException:
+        return list(samples(run, [run.completions], frozenset(range(first, last + 1))))
+    except DamagedCompletions:
         return []
-    return [Sample(text_of(row["prompt"]), text_of(row["completion"])) for row in rows]
 
 
 def text_of(messages: Any) -> str:
@@ -179,6 +176,21 @@ def text_of(messages: Any) -> str:
     if messages is None or isinstance(messages, str):
         return messages or ""
     return "\n".join(str(message.get("content") or "") for message in messages)
+
+
+def shortened(text: str, longest: int | None, way_out: str = "") -> str:
+    """The two ends of a text of more than `longest` characters, with how long it is and the way to all of it."""
+    if longest is None or len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}\n[... of {len(text):,} characters{way_out} ...]\n{text[-half:]}"
+
+
+def evenly(several: Sequence[T], count: int) -> Sequence[T]:
+    """`count` items from the first to the last, both among them; all where there are no more."""
+    if count >= len(several):
+        return several
+    return [several[round(place * (len(several) - 1) / max(1, count - 1))] for place in range(count)]
 
 
 def save_answers(run: Run, moment: str, prompts: Sequence[Any], texts: Sequence[str], marks: Sequence[Any]) -> None:
@@ -202,7 +214,7 @@ class Change:
 
 
 def changes(run: Run) -> list[Change]:
-    """Those that were right and are wrong, then the reverse.
+    """Problems that were right and are wrong, then the reverse.
 
     Raises:
         RequestError: where the run has not answered them twice, or not left its answers.

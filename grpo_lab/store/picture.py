@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, SOFT, LINE, PAPER = "#1b2430", "#566170", "#d5dbe3", "#fbfcfd"
-"""Of the reader's page nothing shows through: the picture brings its own paper, which glares less than white."""
+"""Colours of text, axes, grid and paper. The picture brings its own paper, so that it reads on light and dark pages."""
 TOTAL, HELD_OUT = "#1b2430", "#2f6fb0"
 COMPONENTS = ("#d17a22", "#2e8b6f", "#b5527b", "#7a68b8", "#8a8d2f", "#4c9fc4", "#8d6f5a")
 _STYLE: dict[Any, Any] = {

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.model import ASSETS, architecture, random_folder
+from grpo_lab.config.model import architecture, random_folder
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import ModelConfig
 from grpo_lab.machine.locks import held
 from grpo_lab.store.folder import Run

@@ -93,7 +93,7 @@ class Reward:
         return list(coroutines.run(values) if inspect.iscoroutine(values) else values)
 
     def _values_of_all(self, **given: Any) -> list[float | None]:
-        """As `_values`; the other rewards that are coroutines work on the completions meanwhile."""
+        """Values of this reward; the others that are coroutines work on the same completions meanwhile."""
         return list(self.gathering.values(self.__name__, given)) if self.gathering else self._values(**given)
 
     def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:

@@ -24,10 +24,11 @@ from omegaconf import OmegaConf
 from grpo_lab.conductor.bench import DEFAULTS
 from grpo_lab.config import compose as configuration
 from grpo_lab.config import model as policy
-from grpo_lab.config.compose import CONF, identity
+from grpo_lab.config.compose import identity
 from grpo_lab.config.errors import RequestError
 from grpo_lab.config.jobs import BenchConfig
 from grpo_lab.config.limits import check_limits
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.machine.power import Meter

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.planner.bench import BenchPlan
 from grpo_lab.planner.evaluate import EvaluationPlan
 from grpo_lab.planner.train import Plan

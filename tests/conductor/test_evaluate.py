@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from grpo_lab.config import compose as configuration
 from grpo_lab.config.jobs import EvaluateConfig
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import Config, ModelConfig, VllmConfig
 from grpo_lab.store import checkpoints
 from grpo_lab.store import folder as store

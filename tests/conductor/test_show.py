@@ -20,6 +20,7 @@ from rich.console import Console
 
 from grpo_lab import show as command
 from grpo_lab.conductor import keys, samples
+from grpo_lab.conductor.show import show
 from grpo_lab.config.errors import RequestError
 from grpo_lab.store import completions
 from grpo_lab.store.folder import Run
@@ -48,7 +49,7 @@ def record(run: Run, step: int, rows: list[tuple[str, str, float, float]], *, to
 
 def shown(run: Run, *words: str, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
-    command.show(console, run, command._parser().parse_args([str(run.folder), *words]))
+    show(console, run, command.parser().parse_args([str(run.folder), *words]))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -137,7 +138,7 @@ def test_a_prompt_of_a_megabyte_is_cut_unless_asked_for(tmp_path: Path) -> None:
     record(run, 1, [("a" * 500_000 + "b" * 500_000, "short", 0, 0)])
     text = shown(run)
     assert len(text) < 2_000
-    assert "... 1,000,000 characters, --full shows all ..." in text
+    assert "[... of 1,000,000 characters; --full shows all ...]" in text
     assert shown(run, "--full").count("b") > 499_999
 
 

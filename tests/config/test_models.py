@@ -18,9 +18,9 @@ from transformers.integrations.hub_kernels import is_kernel
 from transformers.modeling_utils import AttentionInterface
 
 from grpo_lab.config import model as policy
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
-from grpo_lab.config.model import ASSETS, Shape
+from grpo_lab.config.model import Shape
+from grpo_lab.config.places import ASSETS, CONF
 from grpo_lab.config.schema import ATTENTION, KERNEL, Config, ModelConfig, VllmConfig
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store.folder import Run

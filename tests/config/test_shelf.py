@@ -14,7 +14,7 @@ import pytest
 
 from grpo_lab.conductor import models
 from grpo_lab.config.errors import BadModel
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import ModelConfig
 from grpo_lab.store import folder as store
 from tests.conftest import ROOT

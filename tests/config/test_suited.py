@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.suited import SIZES, system_prompt
 from tests.conftest import ROOT, cli
 from tests.planner.test_plan import asked, planned, with_gpus

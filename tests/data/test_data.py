@@ -17,7 +17,7 @@ import yaml
 
 from grpo_lab import data
 from grpo_lab.conductor.preflight import check_targets
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.planner.train import make_plan
 from tests.planner.test_plan import ON_CPU, PORTS, asked
 

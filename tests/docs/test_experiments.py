@@ -20,8 +20,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf.errors import InterpolationResolutionError
 
 from grpo_lab.config.cli import explain
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.naming import fixed_overrides, sweep_name
+from grpo_lab.config.places import CONF
 from grpo_lab.config.resolvers import pick, quotient
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import Plan, make_plan

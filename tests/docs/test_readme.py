@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Run
 from tests.conftest import ROOT, cli

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from grpo_lab import train
 from grpo_lab.config import upstream
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.planner.algorithms import algorithm
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.config.schema import Config, ModelConfig
 from grpo_lab.machine.disk import DiskFull, check_room, writing
 from grpo_lab.store import checkpoints, completions

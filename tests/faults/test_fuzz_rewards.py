@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.rewards import sandbox
 from grpo_lab.rewards.classifier import model
 from tests.faults.fuzz import PATIENCE_S, at_most, cases

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from transformers import AutoTokenizer
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.store import folder as store
 from grpo_lab.store import health
 from grpo_lab.store.folder import Run

@@ -10,8 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.machine.gpus import Gpu, Machine
 from grpo_lab.planner.parts import Ports

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_lab.config.compose import CONF
+from grpo_lab.config.places import CONF
 from grpo_lab.rewards.classifier import model
 from grpo_lab.store.folder import Run
 from tests.conftest import SHORT, cli

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from grpo_lab.conductor.preflight import check_targets
 from grpo_lab.config import compose as configuration
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.places import CONF
 from grpo_lab.config.schema import Config
 from grpo_lab.rewards import formats, lengths, matching, variety
 from grpo_lab.rewards.countdown import countdown

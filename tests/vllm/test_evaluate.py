@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.store import checkpoints
 from grpo_lab.store import folder as store
 from grpo_lab.store.folder import Evaluation, Run

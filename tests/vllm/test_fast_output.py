@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.server.command import cpu_env
 from tests.conftest import ROOT
 

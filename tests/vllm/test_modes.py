@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from grpo_lab.config.model import ASSETS
+from grpo_lab.config.places import ASSETS
 from grpo_lab.machine.ports import lease
 from grpo_lab.machine.processes import Child
 from grpo_lab.planner.commands import RUN_VARIABLE

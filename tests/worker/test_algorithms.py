@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from grpo_lab.config.compose import CONF
 from grpo_lab.config.errors import RequestError
+from grpo_lab.config.places import CONF
 from grpo_lab.machine.gpus import Machine
 from grpo_lab.planner.train import make_plan
 from grpo_lab.store import folder as store
