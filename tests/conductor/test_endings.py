@@ -35,7 +35,7 @@ def without_picture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, subp
     """A run whose matplotlib raises."""
     broken, runs = tmp_path_factory.mktemp("broken"), tmp_path_factory.mktemp("runs")
     (broken / "matplotlib").mkdir()
-    (broken / "matplotlib" / "__init__.py").touch()
+    (broken / "matplotlib" / "__init__.py").write_text("rc_context = None\n")
     (broken / "matplotlib" / "figure.py").write_text("raise RuntimeError('no fonts here')\n")
     argv = [sys.executable, "-m", "grpo_lab.train", *BRIEF, f"runs_dir={runs}", "name=one"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(broken), os.environ.get("PYTHONPATH", "")])}

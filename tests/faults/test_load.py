@@ -257,6 +257,6 @@ def test_the_metrics_of_a_hundred_thousand_steps_are_reported_in_seconds(tmp_pat
     started = time.process_time()
     made = contents.make([folder])
     took = time.process_time() - started
-    assert "Reward over the steps" in [picture.title for picture in made.pictures]
+    assert "Reward over the steps: tiny" in [picture.title for picture in made.pictures]
     assert not made.troubles
     assert took < 5, took

@@ -121,7 +121,8 @@ def test_the_context_that_vllm_insists_on_is_checked() -> None:
 
 def test_a_point_of_a_sweep_that_cannot_fit_is_refused() -> None:
     with pytest.raises(RequestError, match="out of memory"):
-        need_of(asked(*BIG, "dry_run=true"), with_gpus(8))
+        need_of(asked(*BIG, "distributed=ddp", "dry_run=true"), with_gpus(8))
+    assert need_of(asked(*BIG, "dry_run=true"), with_gpus(8)).gpus == 8  # sharded
     assert need_of(asked(*BATCH, "layout=auto", "dry_run=true"), with_gpus(4)).gpus == 4
 
 

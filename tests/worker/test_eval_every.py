@@ -58,10 +58,10 @@ def test_the_time_of_an_evaluation_is_no_part_of_the_next_step(monkeypatch: pyte
     recorder = SimpleNamespace(clock=clock, beside={})
     trainer = SimpleNamespace(use_vllm=True, _last_loaded_step=2, is_world_process_zero=lambda: True)
 
-    def slow(*_: Any) -> list[int]:
+    def slow(*_: Any) -> list[evaluation.Answer]:
         with clock.section("generate"):
             time.sleep(0.2)
-        return [1, 0, 1, 1]
+        return [evaluation.Answer("an answer", mark) for mark in (1, 0, 1, 1)]
 
     monkeypatch.setattr(evaluation, "evaluate", slow)
     held_out = datasets.Dataset.from_dict({"prompt": ["a"] * 4, "solution": ["1"] * 4})
